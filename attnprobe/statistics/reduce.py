@@ -1,0 +1,82 @@
+"""How partial results become statistics.
+
+A ``Partial`` holds, per statistic, sums that can be added (or maxima) over batch items,
+micro-batches and ranks; ratios and roots are formed once, at the end. Keys and shapes:
+
+- ``mean``: ``{name}.sum``, ``{name}.count``            -> sum / count
+- ``root``: ``{name}.sum`` (of squares), ``{name}.count`` -> sqrt(sum / count)
+- ``norm``: ``{name}.sum`` (of squares), ``{name}.count`` (rows) -> sqrt(sum), NaN without rows
+- ``max``: ``{name}.max`` (-inf where there was nothing)  -> NaN without anything
+- ``ratio``: from the sums of its parts
+- ``diversity``: ``{name}.vector`` ``[H, E]``, ``{name}.count``
+- ``gram``: ``output.gram`` ``[H, H, E, E]``, ``output.vector`` ``[H, E]``, ``output.count``
+
+All others are ``[H]``, or ``[1]`` for the layer level. Every tensor is float64 on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from attnprobe.catalog import Statistic
+
+Partial = dict[str, Tensor]
+
+
+def combine(partials: Iterable[Partial]) -> Partial:
+    """Partial results of several calls as those of one."""
+    total: Partial = {}
+    for partial in partials:
+        for key, value in partial.items():
+            if key not in total:
+                total[key] = value
+            elif key.endswith(".max"):
+                total[key] = torch.maximum(total[key], value)
+            else:
+                total[key] = total[key] + value
+    return total
+
+
+def finish(statistic: Statistic, partial: Partial) -> Tensor:
+    """The statistic's value, ``[H]`` (``[1]`` at layer level), NaN where it is not defined."""
+    name = statistic.name
+    if statistic.reduce == "ratio":
+        error = _mean(partial, "error_norm").sqrt()
+        return _mean(partial, "advantage_std").sqrt() / (error * _mean(partial, "value_square").sqrt())
+    if statistic.reduce == "gram":
+        return _gram_values(name, partial)
+    if statistic.reduce == "max":
+        value = partial[f"{name}.max"]
+        return torch.where(value == -torch.inf, torch.nan, value)
+    if statistic.reduce == "norm":
+        value = partial[f"{name}.sum"].sqrt()
+        return torch.where(partial[f"{name}.count"] > 0, value, torch.nan)
+    if statistic.reduce == "diversity":
+        count = partial[f"{name}.count"]
+        resultant = partial[f"{name}.vector"].square().sum(-1)
+        return torch.where(count >= 2, 1 - (resultant - count) / (count * (count - 1)), torch.nan)
+    value = _mean(partial, name)
+    return value.sqrt() if statistic.reduce == "root" else value
+
+
+def _mean(partial: Partial, name: str) -> Tensor:
+    return partial[f"{name}.sum"] / partial[f"{name}.count"]  # 0 / 0 is NaN: nothing was there
+
+
+def _gram_values(name: str, partial: Partial) -> Tensor:
+    """Head similarity or stable rank from the second moments of the outputs, ``[H]``."""
+    count = partial["output.count"].mean()
+    mean = partial["output.vector"] / count
+    covariance = partial["output.gram"] / count - torch.einsum("he,gf->hgef", mean, mean)
+    own = covariance.diagonal(dim1=0, dim2=1).permute(2, 0, 1)
+    if name == "output_stable_rank":
+        return own.diagonal(dim1=1, dim2=2).sum(-1) / torch.linalg.matrix_norm(own, ord=2)
+    cross = covariance.square().sum((-1, -2))
+    norms = cross.diagonal().sqrt()
+    similarity = cross / (norms[:, None] * norms)
+    if len(similarity) < 2:
+        return torch.full_like(norms, torch.nan)
+    return similarity.fill_diagonal_(-torch.inf).amax(-1)
