@@ -1,0 +1,44 @@
+"""Keep tensors until the backward pass the way autograd itself does.
+
+A side node saves them through ``save_for_backward``: no extra memory where the model's own
+backward saves them anyway, activation checkpointing and offloading apply, and an in-place edit
+in between is an error on access instead of a silently wrong number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Saver(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return anchor.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise AssertionError("nothing depends on this node")
+
+
+class Held:
+    """Named tensors, detached; ``release`` gives them back once, inside the backward pass."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._names = tuple(tensors)
+        with torch.enable_grad():
+            anchor = torch.empty(0, requires_grad=True)
+            self._node: Any = _Saver.apply(anchor, *(tensor.detach() for tensor in tensors.values())).grad_fn
+
+    def release(self) -> dict[str, Tensor]:
+        """The tensors by name.
+
+        Raises:
+            RuntimeError: one of them was modified in place since.
+        """
+        node, self._node = self._node, None
+        return dict(zip(self._names, node.saved_tensors, strict=True))

@@ -1,0 +1,40 @@
+"""``nn.MultiheadAttention`` and the backward pass: opaque functions whose inside must stay visible."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+
+from attnprobe.capture.registry import around
+
+if TYPE_CHECKING:
+    from attnprobe.capture.session import Session
+
+# The same code, in a copy that does not hand itself over to the mode as one opaque call.
+_OPEN = types.FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**F.multi_head_attention_forward.__globals__, "has_torch_function": lambda tensors: False},
+    F.multi_head_attention_forward.__name__,
+    F.multi_head_attention_forward.__defaults__,
+    F.multi_head_attention_forward.__closure__,
+)
+_OPEN.__kwdefaults__ = F.multi_head_attention_forward.__kwdefaults__
+
+
+@around("multi_head_attention_forward")
+def _multihead(session: Session, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    given = dict(zip(F.multi_head_attention_forward.__code__.co_varnames, args, strict=False)) | kwargs
+    if function is not F.multi_head_attention_forward:
+        return function(*args, **kwargs)
+    with session.hint(heads=given["num_heads"], self_attention=given["query"] is given["key"]), session.mode:
+        return _OPEN(*args, **kwargs)
+
+
+@around("backward", "grad")
+def _backward(session: Session, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Torch has switched the mode off in here; recomputed modules switch it on again for themselves."""
+    with session.watch.outside():
+        return function(*args, **kwargs)
