@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -20,12 +20,14 @@ class Layout:
         ndim: number of dimensions of the call's queries or logits: a mask is aligned to it from the right.
         heads: number of heads where the leading dimension is ``B * H``.
         arrange: brings the model's output, and its gradient, to ``[..., T, E]``.
+        tokens: ``[B, T]`` boolean, the user's word on which tokens are real.
     """
 
     facts: Mapping[str, Any]
     ndim: int
     heads: int | None = None
     arrange: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    tokens: Tensor | None = None
 
     def record(self, tensors: Mapping[str, Tensor], error: Tensor | None) -> AttentionRecord:
         """The call as a record; ``error`` and ``tensors["output"]`` are in the model's layout."""
@@ -37,7 +39,15 @@ class Layout:
             parts["output"] = self.arrange(parts["output"])
         if error is not None:
             parts["error"] = self.arrange(error)
-        return AttentionRecord(**{k: split_heads(v, self.heads) for k, v in parts.items()}, **self.facts)
+        record = AttentionRecord(**{k: split_heads(v, self.heads) for k, v in parts.items()}, **self.facts)
+        if self.tokens is None:
+            return record
+        batch, _, _, queries, keys = record.shape
+        return replace(
+            record,
+            query_tokens=self.tokens if self.tokens.shape == (batch, queries) else None,
+            key_tokens=self.tokens if self.tokens.shape == (batch, keys) else None,
+        )
 
 
 @dataclass(frozen=True)

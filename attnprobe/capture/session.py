@@ -63,7 +63,7 @@ class Session:
         self.receive, self.layers = receive, tuple(layers)
         self.forward_only, self.strict = forward_only, strict
         self.seen: list[Seen] = []
-        self.forwards = 0
+        self.tokens: Tensor | None = None  # [B, T], True = real token
         self.problems: dict[str, Exception] = {}  # module -> what went wrong in the probe itself
         self.tags = WeakTensorKeyDictionary()
         self.mode = _Intercept(self)
@@ -107,7 +107,8 @@ class Session:
         if not any(fnmatch.fnmatchcase(module, pattern) for pattern in self.layers) or module in self.problems:
             return
         seen = Seen(module, index, self.watch.order[module])
-        layout = replace(call.layout, facts={"self_attention": self._same_tokens(call), **call.layout.facts})
+        facts = {"self_attention": self._same_tokens(call), **call.layout.facts}
+        layout = replace(call.layout, facts=facts, tokens=self.tokens)
         self.seen.append(seen)
         if self.forward_only:
             with torch.no_grad():

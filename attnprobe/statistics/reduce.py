@@ -16,7 +16,7 @@ All others are ``[H]``, or ``[1]`` for the layer level. Every tensor is float64 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,9 +40,29 @@ def combine(partials: Iterable[Partial]) -> Partial:
     return total
 
 
+def to_host(partials: Sequence[Partial]) -> list[Partial]:
+    """The same as float64 on the CPU, in one transfer."""
+    flat = [value.flatten() for partial in partials for value in partial.values()]
+    if not flat:
+        return []
+    device = next((value.device for value in flat if value.device.type != "cpu"), flat[0].device)
+    pieces = iter(torch.cat([value.to(device) for value in flat]).cpu().double().split([len(value) for value in flat]))
+    return [{key: next(pieces).view(value.shape) for key, value in partial.items()} for partial in partials]
+
+
+def finish_residual(partial: Partial) -> Tensor:
+    """rms of ``sum alpha b - u.o`` relative to rms|u| rms|v|, ``[H]``, NaN where it could not be checked."""
+    error = _mean(partial, "error_norm")
+    if "residual.sum" not in partial:
+        return torch.full_like(error, torch.nan)
+    return (_mean(partial, "residual") / (error * _mean(partial, "value_square"))).sqrt()
+
+
 def finish(statistic: Statistic, partial: Partial) -> Tensor:
     """The statistic's value, ``[H]`` (``[1]`` at layer level), NaN where it is not defined."""
     name = statistic.name
+    if not any(key.startswith(f"{name}.") for key in partial) and statistic.reduce not in ("ratio", "gram"):
+        return torch.full_like(_mean(partial, "error_norm"), torch.nan)  # switched off, or not for this call
     if statistic.reduce == "ratio":
         error = _mean(partial, "error_norm").sqrt()
         return _mean(partial, "advantage_std").sqrt() / (error * _mean(partial, "value_square").sqrt())

@@ -26,53 +26,55 @@ def measure(record: AttentionRecord, statistics: Sequence[Statistic]) -> Partial
     """Partial results of one call, on its device, to be combined and finished by ``statistics.reduce``.
 
     Besides the chosen statistics it always holds what validity needs: ``residual``, ``error_norm``,
-    ``value_square`` and the ``nonfinite`` counts.
+    ``value_square``, ``masked_rows`` and the ``nonfinite`` counts. Statistics of the user's own are not
+    computed here.
     """
     with torch.autocast(record.value.device.type, enabled=False):
-        names = {statistic.name for statistic in statistics if statistic.measure is None}
+        names = {statistic.name for statistic in statistics}
         lost = record.output is None
         if lost:
             record = replace(record, output=context(record))
         scores = Scores(record)
         sums = Sums(scores, names)
         for items in scores.chunks():
-            _first_pass(scores, sums, items)
+            sums.add_scores(items, *_row_sums(scores, items, sums.seen))
         sums.find_padding()
         for items in scores.chunks():
             _second_pass(scores, sums, items)
         partial = families.partial(sums, names)
-        if lost or record.dropout:  # then u.o and sum alpha b have nothing to say about each other
+        if lost or record.dropout:  # then u . o and sum alpha b have nothing to say about each other
             del partial["residual.sum"], partial["residual.count"]
-        for statistic in statistics:
-            if statistic.measure is not None:
-                total, count = statistic.measure(record)
-                partial |= {f"{statistic.name}.sum": total, f"{statistic.name}.count": count}
         return partial
 
 
-def _first_pass(scores: Scores, sums: Sums, items: Items) -> None:
-    """Log-sum-exp, largest and summed score and number of visible keys of each row; which keys are seen."""
+def _row_sums(scores: Scores, items: Items, seen: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-sum-exp, largest and mean score, each over ln 2, and number of visible keys of each row ``[N, T]``.
+
+    Marks in ``seen`` ``[B * H, S]`` which keys some row sees.
+    """
     size = (items.index.stop - items.index.start, scores.queries)
     largest = torch.full(size, MASKED, dtype=scores.dtype, device=scores.device)
-    total, added, visible_keys = (torch.zeros_like(largest) for _ in range(3))
+    total, added, number = (torch.zeros_like(largest) for _ in range(3))
     for rows, columns in scores.tiles():
         tile, visible = scores.tile(items, rows, columns)
         if visible is None:
-            visible_keys[:, rows] += columns.stop - columns.start
+            number[:, rows] += columns.stop - columns.start
             added[:, rows] += tile.sum(-1)
-            sums.seen[items.index, columns] = True
         else:
-            visible_keys[:, rows] += visible.sum(-1)
+            number[:, rows] += visible.sum(-1)
             added[:, rows] += (tile * visible).sum(-1)
-            sums.seen[items.index, columns] |= visible.amax(-2) > 0
+        if seen is not None:
+            seen[items.index, columns] |= torch.ones_like(tile[:, 0]).bool() if visible is None else visible.amax(-2) > 0
         top = torch.maximum(largest[:, rows], tile.amax(-1))
         total[:, rows] *= (largest[:, rows] - top).exp2()
         total[:, rows] += (tile - top[..., None]).exp2_().sum(-1)
         largest[:, rows] = top
-    sums.logsumexp[items.index] = largest + total.log2()
-    sums.max_logit[items.index] = largest
-    sums.mean_logit[items.index] = added / visible_keys
-    sums.visible_keys[items.index] = visible_keys
+    return largest + total.log2(), largest, added / number, number
+
+
+def log_sum_exp(scores: Scores, items: Items) -> Tensor:
+    """Of each row's scores, over ln 2, ``[N, T]``."""
+    return _row_sums(scores, items)[0]
 
 
 def _second_pass(scores: Scores, sums: Sums, items: Items) -> None:
@@ -92,14 +94,12 @@ def _second_pass(scores: Scores, sums: Sums, items: Items) -> None:
 
 
 def context(record: AttentionRecord) -> Tensor:
-    """The per-head context ``alpha v`` ``[B, H, T, E]`` in the working dtype, for a record that lost it."""
+    """The per-head context ``alpha v`` ``[B, H, T, E]`` in the working dtype."""
     scores = Scores(record)
-    sums = Sums(scores, set())
     out = torch.zeros(scores.count, scores.queries, record.value.shape[-1], dtype=scores.dtype, device=scores.device)
     for items in scores.chunks():
-        _first_pass(scores, sums, items)
         value = scores.take(record.value, items.batch, items.head)
-        logsumexp = sums.logsumexp[items.index]
+        logsumexp = log_sum_exp(scores, items)
         for rows, columns in scores.tiles():
             weights = (scores.tile(items, rows, columns)[0] - logsumexp[:, rows, None]).exp2_()
             out[items.index, rows] += weights @ value[:, columns]

@@ -50,6 +50,11 @@ class Sums:
     def self_attention(self) -> bool:
         return self.record.self_attention is True and self.scores.queries == self.scores.keys
 
+    def add_scores(self, items: Items, logsumexp: Tensor, largest: Tensor, mean: Tensor, number: Tensor) -> None:
+        """Keep what the first pass found, each ``[N, T]``."""
+        self.logsumexp[items.index], self.max_logit[items.index] = logsumexp, largest
+        self.mean_logit[items.index], self.visible_keys[items.index] = mean, number
+
     def find_padding(self) -> None:
         """Set ``keys_seen``, ``key_tokens`` ``[B, S]``, ``query_tokens`` ``[B, T]`` and ``rows`` ``[N, T]``."""
         scores, record = self.scores, self.record

@@ -1,0 +1,43 @@
+"""A model that never learned where to look: every layer near uniform, and the loss stuck."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from attnprobe.alarms.base import AlarmRule, Reading, layer_values
+from attnprobe.alarms.history import History
+from attnprobe.alarms.losses import CLEAR
+from attnprobe.report import StepReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffuseRouting(AlarmRule):
+    """Every layer's entropy exceeds ``threshold``, and the loss neither is better than uninformed nor falls.
+
+    A finding about the whole run, whose value is the sharpest layer's entropy. Near-uniform attention alone is
+    healthy: every model starts so, and averaging can be the right answer.
+    """
+
+    name = "diffuse_routing"
+    advice = (
+        "Check that labels and data fit together and hold something to attend to; raise the learning rate of queries "
+        "and keys, or use Adam instead of SGD (arXiv 2402.16788)."
+    )
+    needs = ("entropy_8",)
+
+    threshold: float = 0.75
+    release: float = 0.8
+    patience: int = 5
+    min_step: int = 200
+
+    def readings(self, report: StepReport, history: History) -> Iterator[Reading]:
+        entropies = [entropy for _, entropy in layer_values(report, report.layer["entropy_8"])]
+        if not entropies:
+            return
+        sharpest = min(entropies)
+        progress, trend = history.loss.progress(), history.loss.trend()
+        firing = sharpest > self.threshold and progress is False and trend is not None and trend < CLEAR
+        falling = progress is True or (trend is not None and trend >= CLEAR)
+        holding = sharpest > self.release * self.threshold and not falling
+        yield Reading("", (), sharpest, self.threshold, firing, holding)

@@ -1,0 +1,93 @@
+"""Is the loss getting anywhere? The losses of the probed steps, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import median
+from typing import Any
+
+from attnprobe.errors import ConfigurationError
+
+#: Probed losses on either side of the trend's comparison.
+WINDOW = 10
+#: Losses without which the average says nothing.
+ENOUGH = 5
+#: Memory of the average.
+DECAY = 0.9
+#: An average below this share of the uninformed loss carries information.
+INFORMED = 0.98
+#: A fall of the mean loss counts from this many standard errors.
+CLEAR = 3.0
+#: Where the uninformed loss is unknown, an average at this share of the first losses is progress.
+LEARNED = 0.5
+
+
+class LossHistory:
+    """Average, trend and progress of the loss; losses that are not finite are left out.
+
+    Args:
+        uninformed: loss of a model that knows nothing of the input, for example the entropy of
+            the targets in nats; None where unknown.
+    """
+
+    def __init__(self, uninformed: float | None = None) -> None:
+        if uninformed is not None and not 0 < uninformed < math.inf:
+            raise ConfigurationError(f"uninformed_loss must be positive and finite, not {uninformed}")
+        self.uninformed = uninformed
+        self.recent: deque[tuple[int, float]] = deque(maxlen=2 * WINDOW)
+        self._first: list[float] = []
+        self._sum = self._weight = 0.0
+
+    def observe(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            return
+        self.recent.append((step, loss))
+        self._sum = DECAY * self._sum + (1 - DECAY) * loss
+        self._weight = DECAY * self._weight + (1 - DECAY)
+        if len(self._first) < ENOUGH:
+            self._first.append(loss)
+
+    def average(self) -> float | None:
+        """Exponential average, None while there are too few losses.
+
+        Divided by the weights so far: a bad first loss would otherwise count for a third after ten probes.
+        """
+        return self._sum / self._weight if len(self.recent) >= ENOUGH else None
+
+    def trend(self) -> float | None:
+        """By how many standard errors the mean loss fell from one window to the next, None until both are full."""
+        if len(self.recent) < 2 * WINDOW:
+            return None
+        losses = [loss for _, loss in self.recent]
+        (before, noise_before), (last, noise_last) = map(_mean_and_variance, (losses[:WINDOW], losses[WINDOW:]))
+        fall, error = before - last, math.sqrt((noise_before + noise_last) / WINDOW)
+        if error == 0:
+            return math.copysign(math.inf, fall) if fall else 0.0
+        return fall / error
+
+    def progress(self) -> bool | None:
+        """Whether the loss shows that the model has learned or is learning; None while that is unknown."""
+        average, trend = self.average(), self.trend()
+        if self.uninformed is not None:
+            return None if average is None else average < INFORMED * self.uninformed
+        if average is None or trend is None:
+            return None
+        # A converged run is as flat as a stuck one: how far it came tells them apart.
+        return trend >= CLEAR or 0 < average <= LEARNED * median(self._first)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain Python values."""
+        recent = [[step, loss] for step, loss in self.recent]
+        return {"recent": recent, "first": list(self._first), "sum": self._sum, "weight": self._weight}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.recent.clear()
+        self.recent.extend((step, loss) for step, loss in state["recent"])
+        self._first = list(state["first"])
+        self._sum, self._weight = state["sum"], state["weight"]
+
+
+def _mean_and_variance(values: list[float]) -> tuple[float, float]:
+    mean = sum(values) / len(values)
+    return mean, sum((value - mean) * (value - mean) for value in values) / (len(values) - 1)

@@ -1,0 +1,100 @@
+"""The ``attnprobe`` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from attnprobe import __version__
+from attnprobe.errors import AttnProbeError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if it worked, 2 for options or places that cannot work."""
+    options = _parser().parse_args(arguments)
+    try:
+        print(options.run(options))
+    except AttnProbeError as error:
+        print(f"attnprobe: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("attnprobe: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="attnprobe",
+        description="What every attention head does while a model trains.",
+        epilog="'attnprobe COMMAND --help' explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"attnprobe {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    markov = commands.add_parser(
+        "markov",
+        help="train the sticky Markov task under SGD and under the EM-like schedule, watched",
+        description="Train the sticky Markov task with Lightning under plain SGD and under the EM-like schedule "
+        "(value rate x10), watch the attention head, and write TensorBoard events, JSONL, a summary and a picture "
+        "to the first free run-NNN in the log directory.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    markov.add_argument("--logdir", type=Path, default=Path("runs/markov"), metavar="DIR", help="where runs go")
+    markov.add_argument("--steps", type=_count(1), default=1000, metavar="N", help="training steps of each run")
+    markov.add_argument("--seeds", type=_count(1), default=2, metavar="K", help="number of seeds")
+    markov.add_argument("--length", type=_count(2), default=2000, metavar="T", help="length of the sequence")
+    markov.add_argument(
+        "--protocol",
+        choices=("clean", "authors"),
+        default="clean",
+        help="clean: self-transition 0.3, each seed's own threshold; authors: as in their public script",
+    )
+    markov.set_defaults(run=_markov)
+
+    toy = commands.add_parser(
+        "toy",
+        help="train the paper's closed form (T=5, 3 classes) and draw it",
+        description="Train the paper's single-head example with hand-derived gradients and draw compatibility, "
+        "advantage and attention maps and the paths of the values.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    toy.add_argument("--out", type=Path, default=Path("runs/toy.png"), metavar="PNG", help="the picture")
+    toy.add_argument("--steps", type=_count(1), default=300, metavar="N", help="gradient descent steps")
+    toy.add_argument("--lr", type=float, default=0.5, metavar="RATE", help="learning rate")
+    toy.add_argument("--seed", type=int, default=0, metavar="S", help="random seed")
+    toy.set_defaults(run=_toy)
+    return parser
+
+
+def _count(least: int) -> type[int]:
+    def count(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"a whole number is needed, not {text!r}") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+        return value
+
+    return count  # type: ignore[return-value]  # argparse takes any callable
+
+
+def _markov(options: argparse.Namespace) -> str:
+    from attnprobe.experiments.markov.run import run
+
+    return run(
+        options.logdir, steps=options.steps, seeds=options.seeds, length=options.length, protocol=options.protocol
+    )
+
+
+def _toy(options: argparse.Namespace) -> str:
+    from attnprobe.experiments.toy import run
+
+    return run(options.out, steps=options.steps, lr=options.lr, seed=options.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""One probed step from the first attention call to its report: capture and statistics joined."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from attnprobe.capture.session import REPEATED, SILENT, Seen, Session
+from attnprobe.catalog import Statistic
+from attnprobe.record import AttentionRecord
+from attnprobe.report import HeadMap, StepReport
+from attnprobe.statistics.maps import head_map
+from attnprobe.statistics.reduce import Partial, combine, finish, finish_residual, to_host
+from attnprobe.statistics.streaming import measure
+
+NOTHING = (
+    "no attention call was seen. Looked for F.scaled_dot_product_attention, softmax(query @ key^T) @ value written "
+    "out, and nn.MultiheadAttention, in forward passes that run as calls of {model} or of its modules with "
+    "gradients enabled. Not visible: TorchScript, torch.func transforms, kernels of your own, and functions "
+    "called outside any module"
+)
+_PADDING = "padding unknown: no mask was seen, so every token counts; probe.token_mask(mask) says which are real"
+#: Largest rms of sum alpha b - u.o, relative to rms|u| rms|v|, that rounding explains.
+_RESIDUAL = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+
+@dataclass
+class Measured:
+    """What ``receive`` keeps of one call."""
+
+    partial: Partial
+    heads: int
+    tolerance: float
+    maps: list[HeadMap] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Collector:
+    """Makes reports; remembers between steps which layers there are.
+
+    Args:
+        model: the watched model.
+        statistics: what to measure.
+        layers: glob patterns of module names.
+        maps: glob patterns of layers, or ``layer:head``, whose pictures go into the report.
+        forward_only: measure without a backward pass.
+        strict: let exceptions of the probe itself through.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        statistics: Sequence[Statistic],
+        layers: Iterable[str] = ("*",),
+        maps: Iterable[str] = (),
+        *,
+        forward_only: bool = False,
+        strict: bool = False,
+    ) -> None:
+        self.model, self.layers, self.maps = model, tuple(layers), tuple(maps)
+        self.builtin = [statistic for statistic in statistics if statistic.measure is None]
+        self.own = [statistic for statistic in statistics if statistic.measure is not None]
+        self.forward_only, self.strict = forward_only, strict
+        self.rows: list[str] = []  # layers in order of first sight
+        self.repeated: set[str] = set()  # modules that were called more than once in a forward pass
+        self.problems: dict[str, Exception] = {}
+        self.broken: dict[str, Exception] = {}  # own statistics that raised
+        self.session: Session | None = None
+        self.error_scale = 1.0
+
+    def start(self, error_scale: float = 1.0) -> None:
+        """Begin to watch; errors arrive multiplied by ``error_scale`` (the loss scale of mixed precision)."""
+        self.error_scale = error_scale
+        self.session = Session(
+            self.model, self._receive, layers=self.layers, forward_only=self.forward_only, strict=self.strict
+        )
+        self.session.problems = self.problems
+        self.session.start()
+
+    def discard(self) -> None:
+        """Forget the step under way."""
+        if self.session is not None:
+            self.session.stop()
+            self.session = None
+
+    def finish(self, step: int, loss: float = torch.nan) -> StepReport:
+        """The report of what was captured since ``start``."""
+        session = self.session
+        assert session is not None
+        self.discard()
+        calls = self._by_layer(session.seen)
+        warnings = [f"{name or 'capture'}: switched off after {_cause(error)}" for name, error in self.problems.items()]
+        warnings += [f"statistic {name!r}: switched off after {_cause(error)}" for name, error in self.broken.items()]
+        if not calls and not warnings:
+            return StepReport(step, loss=loss, invalid=NOTHING.format(model=type(self.model).__name__))
+
+        reasons = {layer: _reason(seen) for layer, seen in calls.items()}
+        invalid = next((reason for reason in reasons.values() if reason == REPEATED), "")
+        if calls and all(reason == SILENT for reason in reasons.values()):
+            invalid = "no backward reached any attention call before the step ended"
+        warnings += [
+            f"{layer}: {reason}" for layer, reason in reasons.items() if reason and layer.split("#")[0] not in self.problems
+        ]
+        measured = {
+            layer: [call.result for call in seen if call.result is not None]
+            for layer, seen in calls.items()
+            if not reasons[layer]
+        }
+        report = _Assembly(self.rows, [*self.builtin, *self.own], measured)
+        return StepReport(
+            step,
+            tuple(self.rows),
+            report.heads,
+            report.statistics,
+            report.layer,
+            report.residual,
+            report.nonfinite,
+            loss,
+            invalid,
+            tuple(warnings + report.warnings),
+            report.notes,
+            report.maps,
+        )
+
+    def _receive(self, module: str, record: AttentionRecord) -> Measured:
+        if record.error is not None and self.error_scale != 1:
+            record = _rescaled(record, 1 / self.error_scale)
+        result = Measured(
+            measure(record, self.builtin), record.shape[1], _RESIDUAL.get(record.value.dtype, 5e-2), notes=_notes(record)
+        )
+        for statistic in self.own:
+            self._measure_own(statistic, record, result.partial)
+        for head in range(record.shape[1]):
+            if any(fnmatch.fnmatchcase(name, p) for p in self.maps for name in (module, f"{module}:{head}")):
+                result.maps.append(head_map(module, head, record))
+        return result
+
+    def _measure_own(self, statistic: Statistic, record: AttentionRecord, partial: Partial) -> None:
+        assert statistic.measure is not None
+        if statistic.name in self.broken:
+            return
+        try:
+            total, count = (torch.as_tensor(x, dtype=torch.float64) for x in statistic.measure(record))
+            if total.shape != (record.shape[1],) or count.shape != total.shape:
+                raise ValueError(f"expected (sum, count) of shape [{record.shape[1]}] each, got {[*total.shape]}")
+        except Exception as error:
+            if self.strict:
+                raise
+            self.broken[statistic.name] = error
+            return
+        partial |= {f"{statistic.name}.sum": total, f"{statistic.name}.count": count}
+
+    def _by_layer(self, seen: list[Seen]) -> dict[str, list[Seen]]:
+        """Calls by layer, ``module`` or ``module#index``; new layers are appended in order of first sight."""
+        self.repeated |= {call.module for call in seen if call.index}
+        layers: dict[str, list[Seen]] = {}
+        for call in sorted(seen, key=lambda call: (call.rank, call.index)):
+            layer = f"{call.module}#{call.index}" if call.module in self.repeated else call.module
+            layers.setdefault(layer, []).append(call)
+        self.rows += [layer for layer in layers if layer not in self.rows]
+        return layers
+
+
+def _reason(calls: list[Seen]) -> str:
+    """Why a layer was not measured; one measured call is enough, one that cannot be trusted spoils it."""
+    reasons = [call.reason for call in calls]
+    if REPEATED in reasons:
+        return REPEATED
+    return "" if "" in reasons else reasons[0]
+
+
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _rescaled(record: AttentionRecord, factor: float) -> AttentionRecord:
+    assert record.error is not None
+    working = torch.promote_types(record.error.dtype, torch.float32)
+    return replace(record, error=record.error.to(working) * factor)
+
+
+def _notes(record: AttentionRecord) -> list[str]:
+    """How the numbers of a call are to be read."""
+    notes = []
+    if record.dropout:
+        notes.append(f"attention dropout {record.dropout:g}: statistics are those of the weights before dropout")
+    if record.self_attention is None:
+        notes.append("self- or cross-attention unknown: statistics of position are NaN")
+    if record.shape[1] == 1 and record.shape[0] > 1:
+        notes.append("one head; if heads are folded into the batch, they are averaged")
+    if record.mask is None and record.logits is None and record.query_tokens is None:
+        notes.append(_PADDING)
+    return notes
+
+
+class _Assembly:
+    """Measured calls put together as the tensors of a report: ``[layers, heads]``, NaN where there is nothing."""
+
+    def __init__(self, rows: list[str], statistics: list[Statistic], measured: dict[str, list[Measured]]) -> None:
+        self.rows = rows
+        every = [call for calls in measured.values() for call in calls]
+        on_host = dict(zip(map(id, every), to_host([call.partial for call in every]), strict=True))
+        partials = {layer: combine(on_host[id(call)] for call in calls) for layer, calls in measured.items()}
+        sizes = {layer: calls[0].heads for layer, calls in measured.items()}
+        self.heads = tuple(sizes.get(row, 0) for row in rows)
+        self.warnings: list[str] = []
+        self.notes: tuple[str, ...] = tuple(
+            dict.fromkeys(f"{_where(note, layer)}" for layer, calls in measured.items() for c in calls for note in c.notes)
+        )
+        self.maps = tuple(replace(m, layer=layer) for layer, calls in measured.items() for m in calls[0].maps)
+
+        self.residual = self._table({layer: finish_residual(partial) for layer, partial in partials.items()})
+        self.nonfinite = {
+            kind: self._table({layer: p[key] for layer, p in partials.items() if key in p}).nan_to_num(0)
+            for kind in ("query", "key", "value", "error")
+            for key in [f"nonfinite.{kind}"]
+        }
+        trusted = {}
+        for layer, partial in partials.items():
+            worst = float(finish_residual(partial).nan_to_num(0).max())
+            if worst <= measured[layer][0].tolerance:
+                trusted[layer] = partial
+            else:
+                self.warnings.append(
+                    f"{layer}: not measured, because sum alpha b misses u.o by {worst:.2g} (relative): something "
+                    "between the softmax and the output is not understood (a hidden mask, softcap, sink or head mask)"
+                )
+            masked = float(partial["masked_rows.sum"].sum())
+            if masked:
+                self.notes += (f"{layer}: {masked:.0f} fully masked rows are left out",)
+        self.statistics = {
+            s.name: self._table({layer: finish(s, p) for layer, p in trusted.items()})
+            for s in statistics
+            if s.level == "head"
+        }
+        self.layer = {
+            s.name: self._table({layer: finish(s, p) for layer, p in trusted.items()}, 1)[:, 0]
+            for s in statistics
+            if s.level == "layer"
+        }
+
+    def _table(self, values: dict[str, Tensor], width: int | None = None) -> Tensor:
+        width = max(self.heads, default=0) if width is None else width
+        table = torch.full((len(self.rows), width), torch.nan, dtype=torch.float64)
+        for layer, row in values.items():
+            table[self.rows.index(layer), : len(row)] = row
+        return table
+
+
+def _where(note: str, layer: str) -> str:
+    return note if note == _PADDING else f"{layer}: {note}"

@@ -1,0 +1,1 @@
+"""The sticky Markov task: one attention head learns to predict a hidden chain from noisy observations."""

@@ -1,0 +1,156 @@
+"""AttentionMonitor: the probe as a Lightning callback, for ``lightning`` and ``pytorch_lightning`` alike."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from attnprobe.alarms import DEFAULT_ALARMS, AlarmRule, resolve
+from attnprobe.catalog import Statistic, select
+from attnprobe.probe import AttentionProbe, Names, check_interval
+from attnprobe.report import StepReport
+from attnprobe.writers.aggregates import aggregates
+from attnprobe.writers.base import Writer
+
+
+def _callback_classes() -> tuple[type, ...]:
+    """Each package has its own ``Callback``, and its ``Trainer`` takes only that: derive from whichever are there."""
+    found = []
+    for package in ("lightning.pytorch", "pytorch_lightning"):
+        try:
+            found.append(importlib.import_module(package).Callback)
+        except ImportError:
+            continue
+    if not found:
+        raise ImportError("attnprobe.lightning needs pytorch-lightning or lightning: pip install pytorch-lightning")
+    return tuple(dict.fromkeys(found))
+
+
+class LoggerWriter:
+    """About fifty scalars per probe through any Lightning logger's ``log_metrics``."""
+
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    def write(self, report: StepReport) -> None:
+        if report.valid:
+            self.logger.log_metrics(aggregates(report), step=report.step)
+
+    def close(self) -> None:
+        """The logger is the trainer's."""
+
+
+class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
+    """Watches every attention head of a ``LightningModule`` during ``fit`` and writes to the trainer's loggers.
+
+    TensorBoardLogger gets everything (in its own event file), other loggers get about fifty scalars. Steps are
+    the trainer's ``global_step``; with gradient accumulation the micro-batches of a step are combined.
+
+    Args:
+        every_n_steps: distance between probes, in optimizer steps.
+        layers, statistics, maps, alarms, uninformed_loss, strict: as for ``AttentionProbe``.
+        writers: further writers, besides the trainer's loggers.
+        action: what a new alarm does: ``"record"`` it, ``"warn"``, or ``"stop"`` the training cleanly.
+
+    Attributes:
+        probe: the ``AttentionProbe`` at work, None before ``fit``.
+
+    Raises:
+        ConfigurationError: an option that cannot work. UnknownNameError: a name that stands for nothing.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 50,
+        *,
+        layers: Names = "*",
+        statistics: str | Statistic | Iterable[str | Statistic] = "core",
+        maps: Names = (),
+        writers: Writer | Iterable[Writer] = (),
+        alarms: AlarmRule | str | Iterable[AlarmRule | str] = DEFAULT_ALARMS,
+        action: Literal["record", "warn", "stop"] = "warn",
+        uninformed_loss: float | None = None,
+        strict: bool = False,
+    ) -> None:
+        super().__init__()
+        check_interval(every_n_steps)
+        self.writers = [writers] if isinstance(writers, Writer) else list(writers)
+        self._options: dict[str, Any] = {
+            "every_n_steps": every_n_steps,
+            "layers": layers,
+            "statistics": select(statistics),
+            "maps": maps,
+            "alarms": resolve(alarms),
+            "action": action,
+            "uninformed_loss": uninformed_loss,
+            "strict": strict,
+        }
+        self.probe: AttentionProbe | None = None
+        self._state: Mapping[str, Any] | None = None  # of a checkpoint, until there is a probe to load it
+        self._start: int | None = None  # global step at the start of the accumulation window under way
+        self._losses: list[Tensor] = []
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        writers = [*self.writers, *_logger_writers(trainer)] if trainer.is_global_zero else []
+        self.probe = AttentionProbe(pl_module, writers=writers, grad_scaler=scaler, **self._options)
+        if self._state is not None:
+            self.probe.load_state_dict(self._state)
+            self._state = None
+        self.probe.discard()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.probe is not None and self._start is None:
+            self._start = int(trainer.global_step)
+            self._losses = []
+            self.probe.begin(self._start)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.probe is None or self._start is None:
+            return
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor) and self.probe.active:
+            self._losses.append(loss.detach())
+        if trainer.global_step <= self._start:
+            return  # the optimizer has not stepped: the accumulation window goes on
+        report = self.probe.step(torch.stack(self._losses).mean() if self._losses else None)
+        self.probe.discard()  # until the next batch: validation and checkpoints come in between
+        self._start = None
+        if report is not None and trainer.strategy.reduce_boolean_decision(self.probe.should_stop, all=False):
+            trainer.should_stop = True
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._end()
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self._start = None
+        if self.probe is not None:
+            self.probe.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.probe is None:
+            return dict(self._state or {})
+        return self.probe.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state = state_dict or None
+
+
+def _logger_writers(trainer: Any) -> list[Writer]:
+    """A writer for each of the trainer's loggers; a shared event file where it is TensorBoard's."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    from attnprobe.writers import TensorBoardWriter
+
+    writers: list[Writer] = []
+    for logger in trainer.loggers:
+        experiment = getattr(logger, "experiment", None)
+        writers.append(TensorBoardWriter(experiment) if isinstance(experiment, SummaryWriter) else LoggerWriter(logger))
+    return writers

@@ -1,0 +1,80 @@
+"""Pictures of one head, at most 64 x 64, pooled tile by tile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from attnprobe.record import AttentionRecord
+from attnprobe.report import HeadMap
+from attnprobe.statistics.scores import Scores
+from attnprobe.statistics.streaming import context, log_sum_exp
+
+SIZE = 64
+VECTORS = 1000
+
+
+@torch.no_grad()
+def head_map(layer: str, head: int, record: AttentionRecord) -> HeadMap:
+    """Attention, compatibility and advantage of one head on the batch's first sequence, and its values."""
+    with torch.autocast(record.value.device.type, enabled=False):
+        one = _single(record, head)
+        scores = Scores(one)
+        value = one.value[0, 0].to(scores.dtype)
+        error = None if one.error is None else one.error[0, 0].to(scores.dtype)
+        expected = None if error is None else (error * context(one)[0, 0]).sum(-1)
+        pool_rows, pool_columns = _pooling(scores.queries, scores), _pooling(scores.keys, scores)
+        sums = torch.zeros(4, len(pool_rows), len(pool_columns), dtype=scores.dtype, device=scores.device)
+        for items in scores.chunks():
+            logsumexp = log_sum_exp(scores, items)[0]
+            for rows, columns in scores.tiles():
+                tile, visible = scores.tile(items, rows, columns)
+                seen = torch.ones_like(tile[0]) if visible is None else visible[0]
+                pictures = [seen, (tile[0] - logsumexp[rows, None]).exp2() * seen]
+                if error is not None and expected is not None:
+                    compatibility = error[rows] @ value[columns].mT
+                    pictures += [compatibility * seen, (expected[rows, None] - compatibility) * seen]
+                sums[: len(pictures)] += pool_rows[:, rows] @ torch.stack(pictures) @ pool_columns[:, columns].mT
+        attention, compatibility, advantage = (sums[1:] / sums[0]).cpu()  # no visible pair: 0 / 0 is NaN
+        chosen = torch.linspace(0, scores.keys - 1, min(VECTORS, scores.keys)).round().long()
+        return HeadMap(
+            layer,
+            head,
+            attention,
+            compatibility if error is not None else None,
+            advantage if error is not None else None,
+            value[chosen.to(value.device)].cpu(),
+            tuple(chosen.tolist()),
+        )
+
+
+def _pooling(length: int, scores: Scores) -> Tensor:
+    """``[P, length]``: which pixel a row or column belongs to, as ones and zeros."""
+    pixels = min(SIZE, length)
+    position = torch.arange(length, device=scores.device) * pixels // length
+    return (torch.arange(pixels, device=scores.device)[:, None] == position).to(scores.dtype)
+
+
+def _single(record: AttentionRecord, head: int) -> AttentionRecord:
+    """The record of one head of the first sequence."""
+    _, heads, groups, queries, keys = record.shape
+    group = head * groups // heads
+
+    def pick(tensor: Tensor | None, index: int) -> Tensor | None:
+        return None if tensor is None else tensor[:1, index : index + 1]
+
+    mask = record.mask
+    return replace(
+        record,
+        value=record.value[:1, group : group + 1],
+        query=pick(record.query, head),
+        key=pick(record.key, group),
+        logits=pick(record.logits, head),
+        output=pick(record.output, head),
+        error=pick(record.error, head),
+        mask=None if mask is None else mask.expand(record.shape[0], heads, queries, keys)[:1, head : head + 1],
+        query_tokens=None if record.query_tokens is None else record.query_tokens[:1],
+        key_tokens=None if record.key_tokens is None else record.key_tokens[:1],
+    )

@@ -1,0 +1,83 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnprobe.alarms.losses import LossHistory
+from attnprobe.errors import ConfigurationError
+
+
+def history(losses, uninformed=None):
+    result = LossHistory(uninformed)
+    for step, loss in enumerate(losses):
+        result.observe(step, loss)
+    return result
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1e3, 1e3), min_size=20, max_size=60))
+def test_average_and_trend_agree_with_numpy(losses):
+    result = history(losses)
+    weights = 0.9 ** np.arange(len(losses))[::-1]
+    np.testing.assert_allclose(result.average(), np.average(losses, weights=weights), rtol=1e-9, atol=1e-9)
+    before, last = np.array(losses[-20:-10]), np.array(losses[-10:])
+    error = np.sqrt((before.var(ddof=1) + last.var(ddof=1)) / 10)
+    if error > 1e-6:
+        np.testing.assert_allclose(result.trend(), (before.mean() - last.mean()) / error, rtol=1e-6, atol=1e-6)
+
+
+def test_nothing_is_known_of_a_short_history():
+    assert history([2.0] * 4, uninformed=2.0).progress() is None
+    assert history([2.0] * 5, uninformed=2.0).progress() is False
+    assert history([2.0] * 19).progress() is None
+    assert history([2.0] * 19).trend() is None
+    assert history([2.0] * 20).progress() is False
+
+
+def test_progress_against_the_uninformed_loss():
+    assert history([1.97] * 5, uninformed=2.0).progress() is False
+    assert history([1.95] * 5, uninformed=2.0).progress() is True
+
+
+def test_a_bad_first_loss_is_soon_forgotten():
+    assert history([10.0] + [1.5] * 20, uninformed=2.0).progress() is True
+
+
+def test_trend_of_losses_without_noise():
+    assert history([2.0] * 10 + [1.0] * 10).trend() == math.inf
+    assert history([1.0] * 10 + [2.0] * 10).trend() == -math.inf
+    assert history([1.0] * 20).trend() == 0.0
+
+
+def test_three_standard_errors_are_a_trend():
+    noise = [-1.0, 1.0] * 5
+    error = math.sqrt(2 * np.var(noise, ddof=1) / 10)
+
+    def falling(z):
+        return history([100 + z * error + x for x in noise] + [100 + x for x in noise])
+
+    assert falling(2.9).progress() is False
+    assert falling(3.1).progress() is True
+
+
+def test_a_converged_run_has_learned():
+    assert history([4.0] * 10 + [0.5] * 100).progress() is True
+    assert history([4.0] * 10 + [3.0] * 100).progress() is False
+    assert history([-4.0] * 100).progress() is False
+
+
+def test_losses_that_are_not_finite_do_not_poison():
+    clean, dirty = history([2.0] * 20), history([2.0] * 10 + [math.nan, math.inf, -math.inf] + [2.0] * 10)
+    assert (dirty.average(), dirty.trend()) == pytest.approx((clean.average(), clean.trend()))
+
+
+def test_memory_is_bounded():
+    assert len(history([1.0] * 1000).recent) == 20
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_an_uninformed_loss_must_be_a_positive_number(value):
+    with pytest.raises(ConfigurationError, match="uninformed_loss"):
+        LossHistory(value)

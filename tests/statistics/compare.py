@@ -1,0 +1,92 @@
+"""When is a fast result the same number as the reference?"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from attnprobe.catalog import STATISTICS, Statistic
+from attnprobe.record import AttentionRecord
+from attnprobe.statistics.dense import DEAD_USAGE, MIN_SPREAD, DenseParts, dense, dense_parts
+
+#: Everything that one record can tell; a displacement compares two.
+NAMES = tuple(name for name in STATISTICS if not name.endswith("_displacement"))
+#: Shares of a number of columns: whole numbers, whatever the dtype of the inputs.
+COUNTED = ("dead_column_fraction", "shared_dead_columns")
+EXACT = 1e-14
+TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-9, torch.bfloat16: 1e-3}
+
+
+def assert_close(values: dict[str, Tensor], record: AttentionRecord, tolerance: float) -> None:
+    """``|x - ref| <= tolerance * max(|ref|, scale)`` for every statistic, and NaN exactly where the reference is."""
+    parts = dense_parts(record)
+    reference = dense(record, values)
+    wrong = []
+    for name, expected in reference.items():
+        actual = values[name]
+        assert actual.shape == expected.shape, name
+        assert actual.dtype == expected.dtype == torch.float64, name
+        if undecidable(name, parts):
+            continue
+        scale = tolerance_scale(STATISTICS[name], record, parts)
+        bound = (EXACT if name in COUNTED else tolerance) * expected.abs().clamp(min=scale)
+        same = (actual - expected).abs() <= bound
+        if not (same | (actual.isnan() & expected.isnan())).all():
+            wrong.append(f"{name}: {actual.tolist()} instead of {expected.tolist()}, at most {bound.tolist()} apart")
+    assert not wrong, "\n".join(wrong)
+
+
+def tolerance_scale(statistic: Statistic, record: AttentionRecord, parts: DenseParts | None = None) -> float:
+    """The size of the numbers that a statistic is made of, and with it of their rounding errors."""
+    parts = dense_parts(record) if parts is None else parts
+    if statistic.reduce == "gram" and record.output is None:
+        # A far mean drowns the differences when the output is computed anew in single precision.
+        return (1 / _varied(parts)).sqrt().nan_to_num(1).max().item()
+    queries, keys = parts.alpha.shape[-2:]
+    compatibility = _rms_norm(parts.error) * _rms_norm(parts.value)
+    vectors = {"query_norm": parts.query, "key_norm": parts.key, "output_norm": parts.output}
+    scale = {
+        "one": 1.0,
+        "log_keys": math.log(keys),
+        "keys": float(keys),
+        "logit": parts.scores[parts.visible].square().mean().sqrt().item(),
+        "norm": _rms_norm(vectors.get(statistic.name, parts.value)),
+        "compatibility": compatibility,
+        "gradient": compatibility * math.sqrt(queries),
+        "own": 0.0,
+    }[statistic.scale]
+    return 0.0 if math.isnan(scale) else scale
+
+
+def undecidable(name: str, parts: DenseParts) -> bool:
+    """Whether rounding alone decides the value: at a threshold, or 0 / 0."""
+    if name in COUNTED:
+        return bool(((parts.usage - DEAD_USAGE).abs() < 1e-4).any())
+    if name == "advantage_alignment":
+        spreads = (_spread(parts.alpha, parts, centre=True), _spread(parts.b, parts, centre=False))
+        return any(bool(((spread / MIN_SPREAD - 1).abs() < 0.01)[parts.rows].any()) for spread in spreads)
+    if name in ("head_similarity", "output_stable_rank"):
+        # Exactly 0 (one row, or rows that are all alike) has an answer: NaN.
+        varied = _varied(parts)
+        return bool(((varied > 0) & (varied < 1e-9)).any())
+    return False
+
+
+def _varied(parts: DenseParts) -> Tensor:
+    """Share of each head's output that is not its mean over the rows that count in every head, ``[H]``."""
+    output = parts.output.transpose(1, 2)[parts.rows.all(dim=1)]
+    return (output - output.mean(0)).square().sum((0, 2)) / output.square().sum((0, 2))
+
+
+def _rms_norm(vectors: Tensor) -> float:
+    return vectors.square().sum(-1).mean().sqrt().item()
+
+
+def _spread(x: Tensor, parts: DenseParts, centre: bool) -> Tensor:
+    """Standard deviation over the visible keys relative to their mean, or root mean square, ``[B, H, T]``."""
+    total = parts.count
+    mean = x.where(parts.visible, 0).sum(-1) / total
+    std = ((x - mean[..., None]).square().where(parts.visible, 0).sum(-1) / total).sqrt()
+    return std / (mean if centre else (x.square().where(parts.visible, 0).sum(-1) / total).sqrt())

@@ -1,0 +1,192 @@
+"""Random attention records: every combination of shape, mask, padding and dtype that a model could hand over."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attnprobe.record import AttentionRecord
+
+HEADS_AND_GROUPS = ((1, 1), (4, 4), (4, 2), (6, 1))
+#: How a model says "not visible": as booleans, or by the value that an additive mask holds.
+MASKED_BY = ("bool", -1e9, -torch.inf, "finfo.min", -100.0, "bias")
+
+
+def reproducible(examples: int) -> settings:
+    """The same examples in every run, and no complaint about slow machines."""
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+
+
+@dataclass(frozen=True)
+class Example:
+    """A record, and which pairs are visible by construction: ``[B, H, T, S]``."""
+
+    record: AttentionRecord
+    visible: Tensor
+
+
+@st.composite
+def examples(draw: st.DrawFn, dtype: torch.dtype = torch.float32, min_batch: int = 1) -> Example:
+    """A whole record; hypothesis draws the structure, a seeded generator the numbers."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    batch = draw(st.integers(min_batch, 3))
+    heads, groups = draw(st.sampled_from(HEADS_AND_GROUPS))
+    queries, keys, self_attention = draw(_lengths())
+    key_width, value_width = draw(st.sampled_from([1, 3, 8, 16])), draw(st.sampled_from([1, 5, 8, 16]))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    sharpness = draw(st.sampled_from([0.05, 1.0, 4.0]))
+    query, key = normal(batch, heads, queries, key_width) * sharpness, normal(batch, groups, keys, key_width)
+    value = normal(batch, groups, keys, value_width) + draw(st.sampled_from([0.0, 3.0]))
+    scale = draw(st.sampled_from([key_width**-0.5, 1.0, 0.3]))
+    causal = draw(st.booleans())
+
+    allowed, padding = _allowed(draw, generator, (batch, heads, queries, keys))
+    visible = allowed.expand(batch, heads, queries, keys)
+    if causal:
+        visible = visible & torch.ones(queries, keys, dtype=torch.bool).tril()
+    masked_by = draw(st.sampled_from(MASKED_BY))
+    mask = None if bool(allowed.all()) and draw(st.booleans()) else _mask(allowed, masked_by, generator, dtype)
+
+    scores = scale * (query.double() @ key.double().repeat_interleave(heads // groups, 1).mT)
+    if mask is not None and masked_by == "bias":
+        scores = scores + mask.double()
+    record = AttentionRecord(
+        value=value,
+        query=query,
+        key=key,
+        scale=scale,
+        mask=mask,
+        causal=causal,
+        self_attention=self_attention,
+    )
+    if draw(st.integers(0, 3)) == 0:
+        record = _with_logits(draw, record, scores.masked_fill(~visible, -torch.inf).to(dtype))
+        assert record.logits is not None
+        scores = record.logits.double()
+    output = scores.masked_fill(~visible, -torch.inf).softmax(-1).where(visible, 0) @ value.double().repeat_interleave(
+        heads // groups, 1
+    )
+    error = normal(batch, heads, queries, value_width)
+    error = error * (torch.rand(batch, 1, queries, 1, generator=generator) > draw(st.sampled_from([0.0, 0.3])))
+    record = dataclasses.replace(
+        record,
+        output=output.to(dtype) if draw(st.integers(0, 5)) else None,
+        error=error if draw(st.integers(0, 9)) else None,
+        **_tokens(draw, generator, padding, (batch, queries, keys)),
+    )
+    return Example(record, visible)
+
+
+def records(dtype: torch.dtype = torch.float32, min_batch: int = 1) -> st.SearchStrategy[AttentionRecord]:
+    """Only the records of ``examples``."""
+    return examples(dtype, min_batch).map(lambda example: example.record)
+
+
+def batch_slice(record: AttentionRecord, items: slice) -> AttentionRecord:
+    """Some sequences of a record: what a micro-batch of them would have been."""
+    batch = record.shape[0]
+
+    def cut(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[items]
+
+    mask = record.mask
+    if mask is not None and mask.ndim == 4 and mask.shape[0] == batch:
+        mask = mask[items]
+    return dataclasses.replace(
+        record,
+        value=record.value[items],
+        query=cut(record.query),
+        key=cut(record.key),
+        output=cut(record.output),
+        error=cut(record.error),
+        logits=cut(record.logits),
+        query_tokens=cut(record.query_tokens),
+        key_tokens=cut(record.key_tokens),
+        mask=mask,
+    )
+
+
+@st.composite
+def _lengths(draw: st.DrawFn) -> tuple[int, int, bool | None]:
+    """Queries, keys, and whether they are the same tokens."""
+    length = st.one_of(st.integers(1, 12), st.integers(13, 80), st.integers(81, 300))
+    queries = draw(length)
+    if draw(st.integers(0, 2)):
+        return queries, queries, draw(st.sampled_from([True, True, True, None]))
+    # False and None: cross-attention. True: keys from a cache stand in front of the queries' own.
+    self_attention = draw(st.sampled_from([False, False, None, True]))
+    keys = draw(length)
+    return (min(queries, keys), max(queries, keys), True) if self_attention else (queries, keys, self_attention)
+
+
+def _allowed(
+    draw: st.DrawFn, generator: torch.Generator, shape: tuple[int, int, int, int]
+) -> tuple[Tensor, Tensor | None]:
+    """Visible pairs apart from causality, broadcastable to ``shape``, and the key padding behind them."""
+    batch, heads, queries, keys = shape
+    kind = draw(st.sampled_from(["all", "padding right", "padding left", "random", "random per head", "one for all"]))
+    if kind.startswith("padding"):
+        lengths = torch.randint(1, keys + 1, (batch, 1), generator=generator)
+        position = torch.arange(keys)
+        real = position < lengths if kind == "padding right" else position >= keys - lengths
+        return real[:, None, None], real
+    if kind == "all":
+        return torch.ones(1, 1, 1, keys, dtype=torch.bool), None
+    lead = {"random": (batch, 1), "random per head": (batch, heads), "one for all": ()}[kind]
+    allowed = torch.rand(*lead, queries, keys, generator=generator) < draw(st.sampled_from([0.1, 0.7, 0.95]))
+    # A two-level mask that holds one level only says nothing: leave one pair open in every sequence.
+    allowed[..., 0, 0] = True
+    return allowed, None
+
+
+def _mask(allowed: Tensor, masked_by: str | float, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    if masked_by == "bool":
+        return allowed
+    if masked_by == "bias":
+        return torch.randn(allowed.shape, generator=generator).masked_fill(~allowed, -torch.inf).to(dtype)
+    level = torch.finfo(dtype).min if masked_by == "finfo.min" else float(masked_by)
+    return torch.zeros(allowed.shape).to(dtype).masked_fill(~allowed, level)
+
+
+def _with_logits(draw: st.DrawFn, record: AttentionRecord, scores: Tensor) -> AttentionRecord:
+    """The same attention as a model would show it that computes its softmax itself."""
+    low = draw(st.sampled_from([-torch.inf, torch.finfo(scores.dtype).min, -2e4]))
+    logits = scores.masked_fill(scores == -torch.inf, low)
+    forget = draw(st.booleans())
+    return dataclasses.replace(
+        record,
+        logits=logits,
+        query=None if forget else record.query,
+        key=None if forget else record.key,
+        mask=record.mask if draw(st.booleans()) else None,
+    )
+
+
+def _tokens(
+    draw: st.DrawFn, generator: torch.Generator, padding: Tensor | None, shape: tuple[int, int, int]
+) -> dict[str, Tensor | None]:
+    """What the user says about padding: nothing, one side or both; not always what the mask says."""
+    batch, queries, keys = shape
+    key_tokens = padding
+    if padding is None or draw(st.booleans()):
+        key_tokens = torch.rand(batch, keys, generator=generator) < 0.8
+    query_tokens = key_tokens if queries == keys else torch.rand(batch, queries, generator=generator) < 0.8
+    given = draw(st.sampled_from(["", "", "", "query", "key", "query key"]))
+    return {
+        "query_tokens": query_tokens if "query" in given else None,
+        "key_tokens": key_tokens if "key" in given else None,
+    }
