@@ -74,7 +74,8 @@ _ENTROPY = "Zhai et al., arXiv 2303.06296"
 _IMPORTANCE = "Michel et al., arXiv 1905.10650"
 
 _ENTRIES = (
-    Statistic("entropy", "How widely a query spreads its attention.", "mean over R of H_i = -sum_j alpha_ij ln alpha_ij",
+    Statistic("entropy", "How widely a query spreads its attention.",
+              "mean over R of H_i = -sum_j alpha_ij ln alpha_ij",
               "nats", 0, math.inf, scale="log_keys", source=_ENTROPY, core=True),
     Statistic("normalized_entropy", "Entropy relative to uniform attention over what the query can see: 1 is uniform.",
               "mean over R of H_i / ln n_i", "", 0, 1, source=_ENTROPY, core=True),
@@ -92,36 +93,42 @@ _ENTRIES = (
     Statistic("sink_mass", "Attention that falls on the sequence's first token.",
               "mean of alpha_ij on the first non-padding key over the rows that see it, in self-attention without "
               "that key's own row", "share", 0, 1, source=_SINK, core=True),
-    Statistic("self_mass", "Attention of a token to itself.", "mean over R of alpha_ii (self-attention)", "share", 0, 1),
+    Statistic("self_mass", "Attention of a token to itself.", "mean over R of alpha_ii (self-attention)", "share", 0,
+              1),
     Statistic("mean_distance", "How far away the keys are that a query reads.",
               "mean over R of sum_j alpha_ij |i - j| (self-attention)", "tokens", 0, math.inf, scale="keys"),
     Statistic("dead_column_fraction", "Share of keys that practically no query reads.",
               "per sequence: share of columns with usage_j < 0.02 among the columns that at least 8 rows see",
               "share", 0, 1, "low", core=True),
     Statistic("column_gini", "Inequality of the keys' usage: 0 is even, 1 is one key for all.",
-              "per sequence: sum_j (2j - n - 1) x_(j) / (n sum x), x = usage over the columns that a row sees, ascending",
+              "per sequence: sum_j (2j - n - 1) x_(j) / (n sum x), x = usage of the columns seen by a row, ascending",
               "", 0, 1),
     Statistic("top_column_share", "Share of all attention that the most used key receives.",
               "per sequence: max_j / sum_j of sum_i alpha_ij", "share", 0, 1),
-    Statistic("query_norm", "Length of the queries.", "mean over rows of |q_i|", "norm", 0, math.inf, scale="norm", core=True),
+    Statistic("query_norm", "Length of the queries.", "mean over rows of |q_i|", "norm", 0, math.inf, scale="norm",
+              core=True),
     Statistic("key_norm", "Length of the keys.", "mean over non-padding keys of |k_j|", "norm", 0, math.inf,
               scale="norm", core=True),
     Statistic("value_norm", "Length of the values.", "mean over non-padding keys of |v_j|", "norm", 0, math.inf,
               scale="norm", core=True),
     Statistic("output_norm", "Length of the head's output; a silent head has a small one.", "mean over rows of |o_i|",
               "norm", 0, math.inf, scale="norm", core=True),
-    Statistic("value_rms", "Root mean square of the elements of the values.", "sqrt(mean over keys and elements of v_je^2)",
+    Statistic("value_rms", "Root mean square of the elements of the values.",
+              "sqrt(mean over keys and elements of v_je^2)",
               "", 0, math.inf, reduce="root", scale="norm", core=True),
     Statistic("advantage_std", "Spread of the advantages that the gradient acts on.",
               "sqrt(mean over R of sum_j alpha_ij (b_ij - E_i)^2)", "loss", 0, math.inf, reduce="root",
               scale="compatibility", core=True),
-    Statistic("relative_advantage_std", "Spread of the advantages relative to error and values: comparable between runs.",
-              "advantage_std / (error_norm * sqrt(mean over keys of |v_j|^2))", "", 0, math.inf, reduce="ratio", core=True),
-    Statistic("advantage_max", "Largest advantage: the pair whose score gradient descent wants to raise most per weight.",
+    Statistic("relative_advantage_std",
+              "Spread of the advantages relative to error and values: comparable between runs.",
+              "advantage_std / (error_norm * sqrt(mean over keys of |v_j|^2))", "", 0, math.inf, reduce="ratio",
+              core=True),
+    Statistic("advantage_max",
+              "Largest advantage: the pair whose score gradient descent wants to raise most per weight.",
               "max over visible pairs of A_ij", "loss", reduce="max", scale="compatibility", core=True),
     Statistic("advantage_alignment", "Whether attention already sits where the advantage is.",
-              "mean over rows with n_i >= 3 and relative spread of alpha_i and b_i above 1e-3 of the correlation over the "
-              "visible keys of alpha_ij and A_ij", "", -1, 1, "high"),
+              "mean over rows with n_i >= 3 and relative spread of alpha_i and b_i above 1e-3 "
+              "of the correlation over the visible keys of alpha_ij and A_ij", "", -1, 1, "high"),
     Statistic("score_grad_norm", "Size of the gradient at the scores.", "Frobenius norm of dS", "loss", 0, math.inf,
               reduce="norm", scale="gradient", core=True),
     Statistic("value_grad_norm", "Size of the responsibility-weighted value gradient of this query head.",
@@ -132,12 +139,14 @@ _ENTRIES = (
               "1 - (|sum_i u_i/|u_i||^2 - N) / (N (N - 1)) over the N rows with u_i != 0", "", 0, 2, "high",
               reduce="diversity"),
     Statistic("head_importance", "First-order estimate of what removing the head would do to the loss.",
-              "mean over rows of |u_i . o_i|", "loss", 0, math.inf, scale="compatibility", source=_IMPORTANCE, core=True),
+              "mean over rows of |u_i . o_i|", "loss", 0, math.inf, scale="compatibility", source=_IMPORTANCE,
+              core=True),
     Statistic("shared_dead_columns", "Share of keys that no head of the layer reads.",
               "per sequence: share of columns, among those that at least 8 rows see, with usage_j < 0.02 in every head",
               "share", 0, 1, "low", core=True, level="layer"),
     Statistic("entropy_8", "Normalised entropy over the queries that have a choice.",
-              "mean over heads of H_i / ln n_i over rows with n_i >= 8", "", 0, 1, source=_ENTROPY, core=True, level="layer"),
+              "mean over heads of H_i / ln n_i over rows with n_i >= 8", "", 0, 1, source=_ENTROPY, core=True,
+              level="layer"),
     Statistic("head_similarity", "Similarity to the most similar other head of the layer: 1 is a copy.",
               "max over other heads h' of the linear CKA of o_h and o_h' over rows", "", 0, 1, "low", reduce="gram",
               source="Kornblith et al., arXiv 1905.00414", on_request=True),
@@ -154,6 +163,10 @@ _ENTRIES = (
 STATISTICS: Mapping[str, Statistic] = {entry.name: entry for entry in _ENTRIES}
 
 
+# Columns of a table and tags of a log that are no statistics.
+_RESERVED = {"step", "layer", "layers", "head", "heads", "loss", "layout", "alarms", "residual", "nonfinite"}
+
+
 def select(wanted: str | Statistic | Iterable[str | Statistic]) -> tuple[Statistic, ...]:
     """The statistics that ``wanted`` names: ``"core"``, ``"all"``, names, own ``Statistic`` objects, or a mix.
 
@@ -164,9 +177,10 @@ def select(wanted: str | Statistic | Iterable[str | Statistic]) -> tuple[Statist
     chosen: dict[str, Statistic] = {}
     for item in (wanted,) if isinstance(wanted, str | Statistic) else wanted:
         if isinstance(item, Statistic):
-            if item is not STATISTICS.get(item.name) and (item.measure is None or item.name in STATISTICS):
+            taken = item.name in STATISTICS or item.name in _RESERVED
+            if item is not STATISTICS.get(item.name) and (item.measure is None or taken):
                 raise ConfigurationError(
-                    f"own statistic {item.name!r} needs a measure= function and a name that the catalogue does not use"
+                    f"own statistic {item.name!r} needs a measure= function and a name that attnprobe does not use"
                 )
             chosen[item.name] = item
         elif item in ("core", "all"):

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     toy.add_argument("--out", type=Path, default=Path("runs/toy.png"), metavar="PNG", help="the picture")
-    toy.add_argument("--steps", type=_count(1), default=300, metavar="N", help="gradient descent steps")
+    toy.add_argument("--steps", type=_count(1), default=200, metavar="N", help="gradient descent steps")
     toy.add_argument("--lr", type=float, default=0.5, metavar="RATE", help="learning rate")
     toy.add_argument("--seed", type=int, default=0, metavar="S", help="random seed")
     toy.set_defaults(run=_toy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 
@@ -28,7 +27,8 @@ def partial(sums: Sums, names: set[str]) -> Partial:
 def _heads(sums: Sums, values: Tensor) -> Tensor:
     """``[N, ...]`` -> ``[H]``: the sum over sequences and everything else, in float64."""
     per_item = values.flatten(1).sum(-1, dtype=torch.float64)
-    return per_item.unflatten(0, (sums.scores.batch, sums.scores.heads)).sum(0)
+    by_head: Tensor = per_item.unflatten(0, (sums.scores.batch, sums.scores.heads))
+    return by_head.sum(0)
 
 
 def _mean(sums: Sums, name: str, values: Tensor, where: Tensor) -> Partial:
@@ -213,5 +213,3 @@ def _nonfinite(sums: Sums) -> Partial:
             bad = (~tensor.isfinite()).sum((0, 2, 3), dtype=torch.float64)
             result[f"nonfinite.{kind}"] = bad.repeat_interleave(sums.scores.heads // tensor.shape[1])
     return result
-
-

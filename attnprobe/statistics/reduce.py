@@ -99,4 +99,5 @@ def _gram_values(name: str, partial: Partial) -> Tensor:
     similarity = cross / (norms[:, None] * norms)
     if len(similarity) < 2:
         return torch.full_like(norms, torch.nan)
-    return similarity.fill_diagonal_(-torch.inf).amax(-1)
+    others: Tensor = similarity.fill_diagonal_(-torch.inf)
+    return others.amax(-1)

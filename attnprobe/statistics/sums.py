@@ -98,10 +98,7 @@ class Sums:
         counts = self.rows[index, rows].to(weights.dtype)
         shares = torch.where(counts > 0, counts / self.visible_keys[index, rows], 0)
         both = torch.stack([counts, shares], 1)
-        if block.visible is None:
-            seen = both.sum(-1, keepdim=True)
-        else:
-            seen = both @ block.visible.expand_as(weights)
+        seen = both.sum(-1, keepdim=True) if block.visible is None else both @ block.visible.expand_as(weights)
         self.column["rows"][index, columns] += seen[:, 0]
         self.column["uniform"][index, columns] += seen[:, 1]
         self.column["mass"][index, columns] += weights.sum(-2)

@@ -43,7 +43,12 @@ def tolerance_scale(statistic: Statistic, record: AttentionRecord, parts: DenseP
     parts = dense_parts(record) if parts is None else parts
     if statistic.reduce == "gram" and record.output is None:
         # A far mean drowns the differences when the output is computed anew in single precision.
-        return (1 / _varied(parts)).sqrt().nan_to_num(1).max().item()
+        varied = _varied(parts)
+        return varied.where(varied > 0, 1).rsqrt().max().item()
+    if statistic.name == "advantage_alignment":
+        # Weights are rounded relative to themselves, not to the small differences that correlate.
+        smallest = torch.minimum(*_spreads(parts)).where(_correlated(parts), 1).min().item()
+        return max(1.0, 5e-3 / smallest)
     queries, keys = parts.alpha.shape[-2:]
     compatibility = _rms_norm(parts.error) * _rms_norm(parts.value)
     vectors = {"query_norm": parts.query, "key_norm": parts.key, "output_norm": parts.output}
@@ -65,8 +70,7 @@ def undecidable(name: str, parts: DenseParts) -> bool:
     if name in COUNTED:
         return bool(((parts.usage - DEAD_USAGE).abs() < 1e-4).any())
     if name == "advantage_alignment":
-        spreads = (_spread(parts.alpha, parts, centre=True), _spread(parts.b, parts, centre=False))
-        return any(bool(((spread / MIN_SPREAD - 1).abs() < 0.01)[parts.rows].any()) for spread in spreads)
+        return any(bool(((spread / MIN_SPREAD - 1).abs() < 0.01)[parts.rows].any()) for spread in _spreads(parts))
     if name in ("head_similarity", "output_stable_rank"):
         # Exactly 0 (one row, or rows that are all alike) has an answer: NaN.
         varied = _varied(parts)
@@ -84,9 +88,17 @@ def _rms_norm(vectors: Tensor) -> float:
     return vectors.square().sum(-1).mean().sqrt().item()
 
 
-def _spread(x: Tensor, parts: DenseParts, centre: bool) -> Tensor:
-    """Standard deviation over the visible keys relative to their mean, or root mean square, ``[B, H, T]``."""
-    total = parts.count
-    mean = x.where(parts.visible, 0).sum(-1) / total
-    std = ((x - mean[..., None]).square().where(parts.visible, 0).sum(-1) / total).sqrt()
-    return std / (mean if centre else (x.square().where(parts.visible, 0).sum(-1) / total).sqrt())
+def _spreads(parts: DenseParts) -> tuple[Tensor, Tensor]:
+    """Standard deviation over the visible keys of alpha, relative to its mean, and of b, to its rms, ``[B, H, T]``."""
+
+    def over_keys(x: Tensor) -> Tensor:
+        return x.where(parts.visible, 0).sum(-1) / parts.count
+
+    alpha, b = (over_keys((x - over_keys(x)[..., None]).square()).sqrt() for x in (parts.alpha, parts.b))
+    return alpha / over_keys(parts.alpha), b / over_keys(parts.b.square()).sqrt()
+
+
+def _correlated(parts: DenseParts) -> Tensor:
+    """Rows that take part in the alignment, ``[B, H, T]``."""
+    alpha, b = _spreads(parts)
+    return parts.rows & (parts.count >= 3) & (alpha > MIN_SPREAD) & (b > MIN_SPREAD)

@@ -23,10 +23,10 @@ class Attention(nn.Module):
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
-        widths = {"W_Q": KEY_WIDTH, "W_K": KEY_WIDTH, "W_V": VALUE_WIDTH}
-        for name, width in widths.items():
-            weight = INITIAL_SCALE * torch.randn(WIDTH, width, generator=generator)
-            self.register_parameter(name, nn.Parameter(weight))
+        self.W_Q, self.W_K, self.W_V = (
+            nn.Parameter(INITIAL_SCALE * torch.randn(WIDTH, width, generator=generator))
+            for width in (KEY_WIDTH, KEY_WIDTH, VALUE_WIDTH)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, T, 20]`` -> ``[B, T, 15]``."""
@@ -37,7 +37,7 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=KEY_WIDTH**-0.5).squeeze(1)
 
 
-class MarkovModel(pl.LightningModule):
+class MarkovModel(pl.LightningModule):  # type: ignore[misc]
     """Predicts the present symbol from all observations up to now.
 
     Attributes:
@@ -55,7 +55,8 @@ class MarkovModel(pl.LightningModule):
         self.held_out: dict[int, float] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attention(x) @ self.readout
+        context: Tensor = self.attention(x)
+        return context @ self.readout
 
     def loss(self, sequence: Sequence) -> Tensor:
         return F.cross_entropy(self(sequence.x[None])[0], sequence.y)

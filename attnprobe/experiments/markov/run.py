@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader, Dataset
 
 from attnprobe.errors import AttnProbeWarning, ConfigurationError
 from attnprobe.experiments.markov.model import MarkovModel, Schedule
-from attnprobe.experiments.markov.task import Protocol, Sequence, entropy_rate, sequences
+from attnprobe.experiments.markov.task import SYMBOLS, Protocol, Sequence, entropy_rate, sequences
 from attnprobe.lightning import AttentionMonitor
 from attnprobe.report import Alarm, StepReport
 from attnprobe.writers import JSONLWriter, MemoryWriter
@@ -75,7 +77,7 @@ class _Repeated(Dataset[tuple[Any, Any]]):
         return self.sequence.x, self.sequence.y
 
 
-class _Bar(TQDMProgressBar):
+class _Bar(TQDMProgressBar):  # type: ignore[misc]
     def __init__(self, name: str) -> None:
         super().__init__(refresh_rate=20)
         self.name = name
@@ -116,7 +118,7 @@ def train(schedule: Schedule, seed: int, protocol: Protocol, *, steps: int, leng
         statistics="all",
         maps="attention",
         writers=[memory, JSONLWriter(logger.log_dir)],
-        uninformed_loss=None,
+        uninformed_loss=math.log(SYMBOLS),
     )
     with _quiet():
         trainer = pl.Trainer(
@@ -135,17 +137,21 @@ def train(schedule: Schedule, seed: int, protocol: Protocol, *, steps: int, leng
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's remarks on hardware and workers do not help the reader of a demo."""
-    log = logging.getLogger("pytorch_lightning")
-    level = log.level
-    log.setLevel(logging.ERROR)
+    """Lightning's remarks on hardware and workers do not help the reader of a demo.
+
+    One thread: at this size more of them wait for each other longer than they compute.
+    """
+    threads, disabled = torch.get_num_threads(), logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", AttnProbeWarning)
         try:
             yield
         finally:
-            log.setLevel(level)
+            torch.set_num_threads(threads)
+            logging.disable(disabled)
 
 
 def run(logdir: Path, *, steps: int, seeds: int, length: int, protocol: Protocol) -> str:
@@ -157,7 +163,8 @@ def run(logdir: Path, *, steps: int, seeds: int, length: int, protocol: Protocol
     Raises:
         WriterError: ``logdir`` cannot be written. ConfigurationError: a size that cannot work.
     """
-    from attnprobe.experiments.markov.summary import describe, draw, summarize
+    from attnprobe.experiments.markov.picture import draw
+    from attnprobe.experiments.markov.summary import describe, summarize
 
     for name, value, least in (("steps", steps, 1), ("seeds", seeds, 1), ("length", length, 2)):
         if value < least:
