@@ -156,7 +156,7 @@ _ENTRIES = (
     Statistic("attention_displacement", "How far attention moved since the last probe, on the reference batch.",
               "mean over rows of 1/2 sum_j |alpha_ij - alpha'_ij|", "share", 0, 1, on_request=True),
     Statistic("value_displacement", "How far the values moved since the last probe, on the reference batch.",
-              "|v - v'|_F / |v'|_F", "", 0, math.inf, reduce="norm", on_request=True),
+              "|v - v'|_F / |v'|_F over the non-padding keys", "", 0, math.inf, reduce="root", on_request=True),
 )  # fmt: skip
 
 #: name -> Statistic, in the order in which they are shown.

@@ -24,7 +24,7 @@ def partial(sums: Sums, names: set[str]) -> Partial:
     return {key: value for key, value in result.items() if key.partition(".")[0] in wanted or key[:9] == "nonfinite"}
 
 
-def _heads(sums: Sums, values: Tensor) -> Tensor:
+def heads_sum(sums: Sums, values: Tensor) -> Tensor:
     """``[N, ...]`` -> ``[H]``: the sum over sequences and everything else, in float64."""
     per_item = values.flatten(1).sum(-1, dtype=torch.float64)
     by_head: Tensor = per_item.unflatten(0, (sums.scores.batch, sums.scores.heads))
@@ -34,8 +34,8 @@ def _heads(sums: Sums, values: Tensor) -> Tensor:
 def _mean(sums: Sums, name: str, values: Tensor, where: Tensor) -> Partial:
     """Sum and count of ``values`` over the rows ``where``, both ``[N, ...]``."""
     return {
-        f"{name}.sum": _heads(sums, torch.where(where, values, 0)),
-        f"{name}.count": _heads(sums, where),
+        f"{name}.sum": heads_sum(sums, torch.where(where, values, 0)),
+        f"{name}.count": heads_sum(sums, where),
     }
 
 
@@ -160,7 +160,7 @@ def _gradients(sums: Sums, choosing: Tensor) -> Partial:
         result |= _alignment(sums, rows)
     if "value_grad_norm" in sums.names:
         squares = rows.to(sums.scores.dtype) if sums.value_gradient is None else sums.value_gradient.square()
-        result |= {"value_grad_norm.sum": _heads(sums, squares), "value_grad_norm.count": _heads(sums, rows)}
+        result |= {"value_grad_norm.sum": heads_sum(sums, squares), "value_grad_norm.count": heads_sum(sums, rows)}
     if "error_diversity" in sums.names:
         result |= _diversity(sums, rows, lengths)
     return result
@@ -184,7 +184,7 @@ def _diversity(sums: Sums, rows: Tensor, lengths: Tensor) -> Partial:
     else:
         unit = _per_head(sums, record.error) / lengths[..., None]
         vector = torch.where(where[..., None], unit, 0).sum(1, dtype=torch.float64).unflatten(0, heads).sum(0)
-    return {"error_diversity.vector": vector, "error_diversity.count": _heads(sums, where)}
+    return {"error_diversity.vector": vector, "error_diversity.count": heads_sum(sums, where)}
 
 
 def _output_gram(sums: Sums) -> Partial:

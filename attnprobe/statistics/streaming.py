@@ -34,17 +34,23 @@ def measure(record: AttentionRecord, statistics: Sequence[Statistic]) -> Partial
         lost = record.output is None
         if lost:
             record = replace(record, output=context(record))
-        scores = Scores(record)
-        sums = Sums(scores, names)
-        for items in scores.chunks():
-            sums.add_scores(items, *_row_sums(scores, items, sums.seen))
-        sums.find_padding()
+        scores, sums = first_pass(record, names)
         for items in scores.chunks():
             _second_pass(scores, sums, items)
         partial = families.partial(sums, names)
         if lost or record.dropout:  # then u . o and sum alpha b have nothing to say about each other
             del partial["residual.sum"], partial["residual.count"]
         return partial
+
+
+def first_pass(record: AttentionRecord, names: set[str]) -> tuple[Scores, Sums]:
+    """Each row's log-sum-exp, and which rows and keys count."""
+    scores = Scores(record)
+    sums = Sums(scores, names)
+    for items in scores.chunks():
+        sums.add_scores(items, *_row_sums(scores, items, sums.seen))
+    sums.find_padding()
+    return scores, sums
 
 
 def _row_sums(scores: Scores, items: Items, seen: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
