@@ -79,7 +79,7 @@ def _draw_maps(figure: Any, run: Run) -> None:
             scale = {"norm": LogNorm(1 / bound, bound)}
         else:
             scale = {"vmin": -bound, "vmax": bound}
-        image = axis.imshow(values, cmap="PuOr_r", interpolation="nearest", **scale)
+        image = axis.imshow(values.numpy(), cmap="PuOr_r", interpolation="nearest", **scale)
         axis.set_title(title, loc="left", fontsize=11)
         axis.set_xlabel("key")
         axis.set_ylabel("query")

@@ -1,0 +1,86 @@
+"""Imports only go down, and the package costs nothing until it is used."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import attnprobe
+
+PACKAGE = Path(attnprobe.__file__).parent
+#: A part may import its own part and the parts that it lists; everything else is above it.
+FLOOR = {"errors", "catalog", "record", "report"}
+ALLOWED = {
+    "errors": set(),
+    "catalog": {"errors", "record"},
+    "record": set(),
+    "report": {"errors"},
+    "capture": FLOOR,
+    "statistics": FLOOR,
+    "alarms": FLOOR,
+    "writers": FLOOR,
+    "preserve": set(),
+    "schedules": FLOOR,
+    "collect": FLOOR | {"capture", "statistics", "preserve"},
+    "probe": FLOOR | {"capture", "alarms", "writers", "collect", "preserve"},
+    "lightning": FLOOR | {"alarms", "writers", "probe"},
+    "experiments": FLOOR | {"alarms", "writers", "probe", "lightning", "schedules"},
+    "cli": FLOOR | {"experiments"},
+    "__init__": FLOOR | {"alarms", "writers", "probe"},
+}
+PUBLIC = {
+    "AlarmRule", "Alarm", "AttentionProbe", "AttentionRecord", "ConsoleWriter", "DEFAULT_ALARMS", "JSONLWriter",
+    "MemoryWriter", "STATISTICS", "Statistic", "StepReport", "TensorBoardWriter", "Writer", "analyze",
+}  # fmt: skip
+
+
+def _part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    """The parts of attnprobe that a file imports, type checking and lazy imports included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} uses a relative import"
+            names = [node.module or ""]
+        parts = [name.split(".") for name in names if name.split(".")[0] == "attnprobe"]
+        found |= {part[1] if len(part) > 1 else "__init__" for part in parts}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    part = _part(path)
+    assert part in ALLOWED, f"give {part} a place in the table"
+    extra = _imports(path) - ALLOWED[part] - {part} - ({"__init__"} if part == "cli" else set())
+    assert not extra, f"{part} must not import {sorted(extra)}"
+
+
+def test_a_module_that_is_not_a_writer_does_no_output() -> None:
+    for part in ("capture", "statistics", "alarms"):
+        for path in (PACKAGE / part).rglob("*.py"):
+            calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+            assert not {"print", "open"} & {call.id for call in calls if isinstance(call, ast.Name)}, path
+
+
+def test_public_names() -> None:
+    assert set(attnprobe.__all__) >= PUBLIC
+    for name in attnprobe.__all__:
+        assert getattr(attnprobe, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        attnprobe.nonsense  # noqa: B018
+
+
+def test_importing_the_package_loads_no_framework() -> None:
+    code = (
+        "import sys, attnprobe, attnprobe.cli, attnprobe.catalog\n"
+        "heavy = 'torch numpy lightning pytorch_lightning tensorboard matplotlib sklearn pandas'.split()\n"
+        "print(sorted(set(heavy) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,47 @@
+"""What the documentation shows works, and what is generated is up to date."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from attnprobe import STATISTICS
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/alarms.md")
+
+
+def _blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
+@pytest.mark.parametrize("page", PAGES)
+def test_code_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order and in one namespace, as a reader would paste them."""
+    monkeypatch.chdir(tmp_path)
+    blocks = _blocks(page)
+    assert blocks
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), namespace)
+    if page == "README.md":
+        assert list(tmp_path.glob("runs/a/events*"))
+        assert namespace["report"]["entropy"].shape == (1, 4)
+
+
+@pytest.mark.parametrize("page", ["../README.md", *sorted(path.name for path in (ROOT / "docs").glob("*.md"))])
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / "docs" / page
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{page} links to {target}"
+
+
+def test_the_statistics_page_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("make_statistics", ROOT / "docs" / "make_statistics.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.page(), "run make docs"
+    assert all(f"### `{name}`" in module.page() for name in STATISTICS)
