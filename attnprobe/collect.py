@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attnprobe.capture.session import REPEATED, SILENT, Seen, Session
 from attnprobe.catalog import Statistic
+from attnprobe.errors import ConfigurationError
 from attnprobe.record import AttentionRecord
 from attnprobe.report import HeadMap, StepReport
 from attnprobe.statistics.maps import head_map
@@ -21,8 +24,9 @@ NOTHING = (
     "no attention call was seen. Looked for F.scaled_dot_product_attention, softmax(query @ key^T) @ value written "
     "out, and nn.MultiheadAttention, in forward passes that run as calls of {model} or of its modules with "
     "gradients enabled. Not visible: TorchScript, torch.func transforms, kernels of your own, and functions "
-    "called outside any module"
+    "called outside any module{only}"
 )
+ALL_OFF = "every attention layer that was called is switched off after an error"
 _PADDING = "padding unknown: no mask was seen, so every token counts; probe.token_mask(mask) says which are real"
 #: Largest rms of sum alpha b - u.o, relative to rms|u| rms|v|, that rounding explains.
 _RESIDUAL = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -47,6 +51,7 @@ class Collector:
         statistics: what to measure.
         layers: glob patterns of module names.
         maps: glob patterns of layers, or ``layer:head``, whose pictures go into the report.
+        grad_scaler: its ``get_scale()`` is what errors arrive multiplied by.
         forward_only: measure without a backward pass.
         strict: let exceptions of the probe itself through.
     """
@@ -58,23 +63,32 @@ class Collector:
         layers: Iterable[str] = ("*",),
         maps: Iterable[str] = (),
         *,
+        grad_scaler: Any = None,
         forward_only: bool = False,
         strict: bool = False,
     ) -> None:
         self.model, self.layers, self.maps = model, tuple(layers), tuple(maps)
         self.builtin = [statistic for statistic in statistics if statistic.measure is None]
         self.own = [statistic for statistic in statistics if statistic.measure is not None]
-        self.forward_only, self.strict = forward_only, strict
+        for own in self.own:
+            if own.level != "head" or own.reduce not in ("mean", "root", "norm"):
+                raise ConfigurationError(
+                    f"own statistic {own.name!r} is a sum and a count per head: it needs level='head' and "
+                    f"reduce='mean', 'root' or 'norm', got {own.level!r} and {own.reduce!r}"
+                )
+        self.grad_scaler, self.forward_only, self.strict = grad_scaler, forward_only, strict
         self.rows: list[str] = []  # layers in order of first sight
         self.repeated: set[str] = set()  # modules that were called more than once in a forward pass
         self.problems: dict[str, Exception] = {}
         self.broken: dict[str, Exception] = {}  # own statistics that raised
+        self.pictured: set[str] = set()  # patterns of maps that matched a head
         self.session: Session | None = None
-        self.error_scale = 1.0
+        self._scale: float | None = None  # of this step's loss, once an error has arrived
+        self._paused = False
 
-    def start(self, error_scale: float = 1.0) -> None:
-        """Begin to watch; errors arrive multiplied by ``error_scale`` (the loss scale of mixed precision)."""
-        self.error_scale = error_scale
+    def start(self) -> None:
+        """Begin to watch."""
+        self._scale = None
         self.session = Session(
             self.model, self._receive, layers=self.layers, forward_only=self.forward_only, strict=self.strict
         )
@@ -85,31 +99,59 @@ class Collector:
         """Forget the step under way."""
         if self.session is not None:
             self.session.stop()
+            self.session.seen = []  # a session is part of reference cycles and may live on for long
             self.session = None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is captured inside; what was captured before in this step stays. May be nested."""
+        session = self.session
+        if session is None or self._paused:
+            yield
+            return
+        session.watch.stop()
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+            if session is self.session:
+                session.watch.start()
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the GradScaler has lowered its scale since the errors arrived: the optimizer made no step."""
+        return self._scale is not None and bool(self.grad_scaler.get_scale() < self._scale)
 
     def finish(self, step: int, loss: float = torch.nan) -> StepReport:
         """The report of what was captured since ``start``."""
-        session = self.session
-        assert session is not None
+        assert self.session is not None
+        seen = self.session.seen
         self.discard()
-        calls = self._by_layer(session.seen)
+        calls = self._by_layer(seen)
         warnings = [f"{name or 'capture'}: switched off after {_cause(error)}" for name, error in self.problems.items()]
         warnings += [f"statistic {name!r}: switched off after {_cause(error)}" for name, error in self.broken.items()]
-        if not calls and not warnings:
-            return StepReport(step, loss=loss, invalid=NOTHING.format(model=type(self.model).__name__))
+        if not calls:
+            return StepReport(step, loss=loss, invalid=self._nothing(), warnings=tuple(warnings))
 
-        reasons = {layer: _reason(seen) for layer, seen in calls.items()}
-        invalid = next((reason for reason in reasons.values() if reason == REPEATED), "")
-        if calls and all(reason == SILENT for reason in reasons.values()):
-            invalid = "no backward reached any attention call before the step ended"
-        warnings += [
-            f"{layer}: {reason}" for layer, reason in reasons.items() if reason and layer.split("#")[0] not in self.problems
-        ]
+        reasons = {layer: _reason(same) for layer, same in calls.items()}
         measured = {
-            layer: [call.result for call in seen if call.result is not None]
-            for layer, seen in calls.items()
+            layer: [call.result for call in same if call.result is not None]
+            for layer, same in calls.items()
             if not reasons[layer]
         }
+        for layer, same in calls.items():
+            if same[0].module in self.problems:
+                del reasons[layer]  # told already, with the cause
+                measured.pop(layer, None)
+        warnings += [f"{layer}: {reason}" for layer, reason in reasons.items() if reason]
+        invalid = REPEATED if REPEATED in reasons.values() else "" if measured else _none_measured(reasons)
+        if measured:
+            warnings += [
+                f"maps pattern {pattern!r} names no attention head; layers: {', '.join(self.rows)}"
+                for pattern in self.maps
+                if pattern not in self.pictured
+            ]
         report = _Assembly(self.rows, [*self.builtin, *self.own], measured)
         return StepReport(
             step,
@@ -127,15 +169,19 @@ class Collector:
         )
 
     def _receive(self, module: str, record: AttentionRecord) -> Measured:
-        if record.error is not None and self.error_scale != 1:
-            record = _rescaled(record, 1 / self.error_scale)
-        result = Measured(
-            measure(record, self.builtin), record.shape[1], _RESIDUAL.get(record.value.dtype, 5e-2), notes=_notes(record)
-        )
+        if record.error is not None and self.grad_scaler is not None:
+            if self._scale is None:  # not at the step's start, which may come before scaler.update()
+                self._scale = float(self.grad_scaler.get_scale())
+            record = _rescaled(record, 1 / self._scale)
+        tolerance = _RESIDUAL.get(record.value.dtype, 5e-2)
+        result = Measured(measure(record, self.builtin), record.shape[1], tolerance, notes=_notes(record))
         for statistic in self.own:
             self._measure_own(statistic, record, result.partial)
         for head in range(record.shape[1]):
-            if any(fnmatch.fnmatchcase(name, p) for p in self.maps for name in (module, f"{module}:{head}")):
+            names = (module, f"{module}:{head}")
+            matching = [p for p in self.maps if any(fnmatch.fnmatchcase(name, p) for name in names)]
+            if matching:
+                self.pictured.update(matching)
                 result.maps.append(head_map(module, head, record))
         return result
 
@@ -154,6 +200,13 @@ class Collector:
             return
         partial |= {f"{statistic.name}.sum": total, f"{statistic.name}.count": count}
 
+    def _nothing(self) -> str:
+        """Why there was no call to measure."""
+        if self.problems:
+            return ALL_OFF
+        only = "" if "*" in self.layers else f"; layers other than {', '.join(map(repr, self.layers))} are not watched"
+        return NOTHING.format(model=type(self.model).__name__, only=only)
+
     def _by_layer(self, seen: list[Seen]) -> dict[str, list[Seen]]:
         """Calls by layer, ``module`` or ``module#index``; new layers are appended in order of first sight."""
         self.repeated |= {call.module for call in seen if call.index}
@@ -171,6 +224,13 @@ def _reason(calls: list[Seen]) -> str:
     if REPEATED in reasons:
         return REPEATED
     return "" if "" in reasons else reasons[0]
+
+
+def _none_measured(reasons: Mapping[str, str]) -> str:
+    """Why no call was measured; ``reasons`` are those of the layers that are not switched off."""
+    if SILENT in reasons.values():
+        return "no backward reached any attention call before the step ended"
+    return next((f"nothing was measured; {layer}: {reason}" for layer, reason in reasons.items()), ALL_OFF)
 
 
 def _cause(error: Exception) -> str:
@@ -209,7 +269,7 @@ class _Assembly:
         self.heads = tuple(sizes.get(row, 0) for row in rows)
         self.warnings: list[str] = []
         self.notes: tuple[str, ...] = tuple(
-            dict.fromkeys(f"{_where(note, layer)}" for layer, calls in measured.items() for c in calls for note in c.notes)
+            dict.fromkeys(_where(note, layer) for layer, calls in measured.items() for c in calls for note in c.notes)
         )
         self.maps = tuple(replace(m, layer=layer) for layer, calls in measured.items() for m in calls[0].maps)
 
@@ -225,13 +285,12 @@ class _Assembly:
             if worst <= measured[layer][0].tolerance:
                 trusted[layer] = partial
             else:
-                self.warnings.append(
-                    f"{layer}: not measured, because sum alpha b misses u.o by {worst:.2g} (relative): something "
-                    "between the softmax and the output is not understood (a hidden mask, softcap, sink or head mask)"
+                self.warnings.append(  # without the number: it differs from probe to probe, and this is said once
+                    f"{layer}: not measured, because sum alpha b misses u.o (see the residual): something between the "
+                    "softmax and the output is not understood (a hidden mask, softcap, sink or head mask)"
                 )
-            masked = float(partial["masked_rows.sum"].sum())
-            if masked:
-                self.notes += (f"{layer}: {masked:.0f} fully masked rows are left out",)
+            if partial["masked_rows.sum"].any():
+                self.notes += (f"{layer}: fully masked rows are left out",)
         self.statistics = {
             s.name: self._table({layer: finish(s, p) for layer, p in trusted.items()})
             for s in statistics

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnprobe.alarms import DEFAULT_ALARMS, AlarmRule, resolve
 from attnprobe.catalog import Statistic, select
-from attnprobe.probe import AttentionProbe, Names, check_interval
+from attnprobe.probe import AttentionProbe, Names, check_options, writer_list
 from attnprobe.report import StepReport
 from attnprobe.writers.aggregates import aggregates
 from attnprobe.writers.base import Writer
@@ -77,8 +77,8 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
         strict: bool = False,
     ) -> None:
         super().__init__()
-        check_interval(every_n_steps)
-        self.writers = [writers] if isinstance(writers, Writer) else list(writers)
+        check_options(every_n_steps, action)
+        self.writers = writer_list(writers)
         self._options: dict[str, Any] = {
             "every_n_steps": every_n_steps,
             "layers": layers,
@@ -90,18 +90,24 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
             "strict": strict,
         }
         self.probe: AttentionProbe | None = None
-        self._state: Mapping[str, Any] | None = None  # of a checkpoint, until there is a probe to load it
+        self._state: Mapping[str, Any] | None = None  # of a checkpoint or an earlier fit, until training starts
         self._start: int | None = None  # global step at the start of the accumulation window under way
         self._losses: list[Tensor] = []
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         writers = [*self.writers, *_logger_writers(trainer)] if trainer.is_global_zero else []
+        if self._state is None and self.probe is not None and self.probe.model is pl_module and trainer.global_step:
+            self._state = self.probe.state_dict()  # the same training goes on in a second fit
         self.probe = AttentionProbe(pl_module, writers=writers, grad_scaler=scaler, **self._options)
-        if self._state is not None:
-            self.probe.load_state_dict(self._state)
-            self._state = None
         self.probe.discard()
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        # Not earlier: some strategies restore a checkpoint only after on_fit_start.
+        if self.probe is not None and self._state is not None:
+            self.probe.load_state_dict(self._state)
+            self.probe.discard()
+            self._state = None
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.probe is not None and self._start is None:
@@ -117,11 +123,19 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
             self._losses.append(loss.detach())
         if trainer.global_step <= self._start:
             return  # the optimizer has not stepped: the accumulation window goes on
-        report = self.probe.step(torch.stack(self._losses).mean() if self._losses else None)
+        report = self.probe.step(self._loss(trainer, pl_module))
         self.probe.discard()  # until the next batch: validation and checkpoints come in between
         self._start = None
         if report is not None and trainer.strategy.reduce_boolean_decision(self.probe.should_stop, all=False):
             trainer.should_stop = True
+
+    def _loss(self, trainer: Any, pl_module: Any) -> Tensor | None:
+        """The mean loss of the accumulation window's micro-batches."""
+        if not self._losses:
+            return None
+        # In automatic optimization Lightning has divided each by the number of micro-batches.
+        divided = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+        return torch.stack(self._losses).mean() * divided
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._end()
@@ -135,7 +149,7 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
             self.probe.close()
 
     def state_dict(self) -> dict[str, Any]:
-        if self.probe is None:
+        if self._state is not None or self.probe is None:
             return dict(self._state or {})
         return self.probe.state_dict()
 

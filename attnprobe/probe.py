@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from attnprobe.alarms import DEFAULT_ALARMS, AlarmEngine, AlarmRule, resolve
 from attnprobe.capture.modules import module_names
+from attnprobe.capture.session import SILENT
 from attnprobe.catalog import Statistic, select
 from attnprobe.collect import Collector
 from attnprobe.errors import (
@@ -31,6 +32,7 @@ from attnprobe.writers.base import Writer
 Names = str | Iterable[str]
 #: The first probes come every 10 steps, so that the alarms' baselines are those of the run's beginning.
 EARLY_PROBES, EARLY_INTERVAL = 5, 10
+SKIPPED = "the GradScaler skipped this step"
 
 
 class AttentionProbe:
@@ -49,7 +51,8 @@ class AttentionProbe:
         writers: where reports go.
         alarms: rules, or names of default rules.
         action: what a new alarm does: ``"record"`` it, ``"warn"``, or ask to ``"stop"`` (see ``should_stop``).
-        grad_scaler: the GradScaler in use, if any; errors are divided by its scale.
+        grad_scaler: the GradScaler in use, if any; errors are divided by its scale, and a step that it skips
+            makes an invalid report instead of an alarm. ``step`` then comes after ``scaler.update()``.
         uninformed_loss: loss of a model that knows nothing of the input (the entropy of the targets).
         strict: raise what would otherwise be one warning.
 
@@ -72,21 +75,20 @@ class AttentionProbe:
         uninformed_loss: float | None = None,
         strict: bool = False,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise ConfigurationError(f"model must be an nn.Module, got {type(model).__name__}")
-        check_interval(every_n_steps)
-        if action not in ("record", "warn", "stop"):
-            raise ConfigurationError(f"action must be 'record', 'warn' or 'stop', got {action!r}")
+        check_options(every_n_steps, action)
+        if grad_scaler is not None and not callable(getattr(grad_scaler, "get_scale", None)):
+            raise ConfigurationError(f"grad_scaler needs get_scale(), as torch.amp.GradScaler has; got {grad_scaler!r}")
         self.model, self.every_n_steps, self.action, self.strict = model, every_n_steps, action, strict
-        self.writers = [writers] if isinstance(writers, Writer) else list(writers)
-        for writer in self.writers:
-            if not isinstance(writer, Writer):
-                raise ConfigurationError(f"a writer has write(report) and close(), {type(writer).__name__} has not")
+        self.writers = writer_list(writers)
         self.engine = AlarmEngine(resolve(alarms), uninformed_loss=uninformed_loss, strict=strict)
         self.should_stop = False
-        self._grad_scaler = grad_scaler
         self._collector = Collector(
-            model, select(statistics), patterns(model, "layers", layers), patterns(model, "maps", maps), strict=strict
+            model,
+            select(statistics),
+            patterns(model, "layers", layers),
+            patterns(model, "maps", maps),
+            grad_scaler=grad_scaler,
+            strict=strict,
         )
         self._count, self._next, self._probes = 0, 0, 0  # steps done, step to probe next, probes done
         self._step = 0  # the training loop's own count of the step under way
@@ -103,20 +105,18 @@ class AttentionProbe:
         Returns:
             The report of a probed step, None on all others.
         """
-        report = None
-        if self._collector.session is not None:
-            report = self._finish(loss)
-        self._count += 1
-        self.begin(self._step + 1)
-        return report
+        try:
+            return self._finish(loss) if self.active else None
+        finally:
+            self._count += 1
+            self.begin(self._step + 1)
 
     def begin(self, step: int | None = None) -> None:
         """Start the training step number ``step``. Integrations call it; in a plain loop ``step()`` does."""
         self._step = self._step if step is None else step
         self._collector.discard()
         if not self._closed and self._count >= self._next:
-            scale = 1.0 if self._grad_scaler is None else float(self._grad_scaler.get_scale())
-            self._collector.start(scale)
+            self._collector.start()
 
     @property
     def active(self) -> bool:
@@ -139,30 +139,28 @@ class AttentionProbe:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Nothing is captured inside; what was captured before in this step stays."""
-        session = self._collector.session
-        if session is not None:
-            session.watch.stop()
-        try:
+        with self._collector.paused():
             yield
-        finally:
-            if session is not None and session is self._collector.session:
-                session.watch.start()
 
     def evaluate(self, closure: Callable[[], Any]) -> StepReport:
         """Forward-only statistics of what ``closure`` runs, without gradients and apart from training.
 
+        Gradients, buffers, random state and training mode are as before afterwards.
+
         Raises:
             NoAttentionError: no attention call was seen.
+            InvalidStepError: attention was seen, but could not be measured; the message says why.
         """
-        collector = Collector(
-            self.model, self._collector.builtin, self._collector.layers, self._collector.maps, forward_only=True
-        )
-        with self.paused(), _capturing(collector), torch.no_grad():
-            closure()
-            report = collector.finish(self._step)
-        if report.invalid:
-            raise NoAttentionError(report.invalid)
-        return report
+        training = self._collector
+        statistics = [*training.builtin, *training.own]
+        collector = Collector(self.model, statistics, training.layers, training.maps, forward_only=True)
+        with training.paused(), preserved(self.model), _capturing(collector), torch.no_grad():
+            self._collector = collector  # for token_mask() and paused() inside the closure
+            try:
+                closure()
+            finally:
+                self._collector = training
+            return _measured(collector.finish(self._step))
 
     def close(self) -> None:
         """End the probe: discard an unfinished step, close the writers. May be called more than once."""
@@ -181,6 +179,7 @@ class AttentionProbe:
     def state_dict(self) -> dict[str, Any]:
         """Sampling phase, known layers and alarm history, as plain Python values."""
         return {
+            "step": self._step,
             "count": self._count,
             "next": self._next,
             "probes": self._probes,
@@ -195,42 +194,56 @@ class AttentionProbe:
         self._collector.rows[:] = state["layers"]
         self._collector.repeated = set(state["repeated"])
         self.engine.load_state_dict(state["alarms"])
-        self.begin()
+        self.begin(state["step"])
 
     def _finish(self, loss: Tensor | float | None) -> StepReport:
-        value, problem = _scalar(loss)
-        report = self._collector.finish(self._step, value)
         self._probes += 1
         interval = self.every_n_steps
         if self._probes < EARLY_PROBES:
             interval = min(interval, EARLY_INTERVAL)
         self._next = self._count + interval
+        value, problem = _scalar(loss)
+        report = self._collect(value)
+        if self._collector.skipped:  # everyday life in fp16: infinite errors are no finding, infinite inputs still are
+            finite = {kind: counts for kind, counts in report.nonfinite.items() if kind != "error"}
+            report = replace(report, invalid=report.invalid or SKIPPED, nonfinite=finite)
         if problem:
             report = replace(report, invalid=report.invalid or problem)
-        if math.isnan(value) and loss is not None and not problem:
-            report = replace(report, nonfinite={**report.nonfinite, "loss": torch.ones(1, dtype=torch.float64)})
-        if report.invalid:
+        if report.invalid and report.invalid != SKIPPED:
             if self.strict:
                 raise InvalidStepError(report.invalid)
             self._say(f"probe not valid: {report.invalid}")
         for warning in report.warnings:
             self._say(warning)
+        judged = report
+        if math.isnan(value) and loss is not None and not problem:  # the rules cannot know otherwise that it was given
+            judged = replace(report, nonfinite={**report.nonfinite, "loss": torch.ones(1, dtype=torch.float64)})
         with self._guard("the alarms"):
-            report = replace(report, alarms=self.engine.update(report))
+            report = replace(report, alarms=self.engine.update(judged))
         for rule, error in self.engine.failures:
             self._say(f"alarm {rule!r}: switched off after {type(error).__name__}: {error}")
         self.engine.failures.clear()
         self._act(report)
         for writer in [*self.writers]:
-            with self._guard(f"{type(writer).__name__}, which is switched off", lambda w=writer: self.writers.remove(w)):
+            with self._guard(f"{type(writer).__name__}, which is switched off"):
+                self.writers.remove(writer)  # for good, unless it succeeds
                 writer.write(report)
+                self.writers.append(writer)
         return report
+
+    def _collect(self, loss: float) -> StepReport:
+        try:
+            return self._collector.finish(self._step, loss)
+        except Exception as error:
+            if self.strict:
+                raise
+            return StepReport(self._step, loss=loss, invalid=f"error in the probe: {type(error).__name__}: {error}")
 
     def _act(self, report: StepReport) -> None:
         for alarm in report.alarms:
             if alarm.new and self.action != "record":
                 warnings.warn(str(alarm), AttnProbeWarning, stacklevel=4)
-        self.should_stop |= self.action == "stop" and bool(report.alarms)
+        self.should_stop |= self.action == "stop" and any(alarm.new for alarm in report.alarms)
 
     def _say(self, message: str) -> None:
         """Warn once per run."""
@@ -239,12 +252,11 @@ class AttentionProbe:
             warnings.warn(f"attnprobe: {message}", AttnProbeWarning, stacklevel=4)
 
     @contextlib.contextmanager
-    def _guard(self, what: str, afterwards: Callable[[], None] = lambda: None) -> Iterator[None]:
+    def _guard(self, what: str) -> Iterator[None]:
         """An exception becomes one warning; training goes on."""
         try:
             yield
         except Exception as error:
-            afterwards()
             if self.strict:
                 raise
             self._say(f"error in {what}: {type(error).__name__}: {error}")
@@ -277,19 +289,31 @@ def analyze(
         model, select(statistics), patterns(model, "layers", layers), patterns(model, "maps", maps), strict=True
     )
     engine = AlarmEngine(resolve(alarms), strict=True)
-    with preserved(model), _capturing(collector) as session:
+    with preserved(model), _capturing(collector) as session, torch.enable_grad():
         loss = closure()
-        if isinstance(loss, Tensor) and loss.requires_grad and not any(call.result for call in session.seen):
+        # The gradients were set aside: where there are some again, the closure has called backward itself.
+        done = any(p.grad is not None for p in model.parameters()) or any(call.result for call in session.seen)
+        waiting = not done and any(call.reason == SILENT for call in session.seen)
+        if waiting and isinstance(loss, Tensor) and loss.requires_grad:
             if loss.numel() != 1:
                 raise InvalidStepError(f"the closure must return a scalar loss, got shape {[*loss.shape]}")
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
+        elif waiting:
+            raise InvalidStepError(
+                "no backward reached any attention call: the closure has to return the loss or to call backward "
+                f"itself, it returned {type(loss).__name__}"
+            )
         value, _ = _scalar(loss if isinstance(loss, Tensor | float) else None)
-        report = collector.finish(0, value)
+        report = _measured(collector.finish(0, value))
+    return replace(report, alarms=engine.update(report))
+
+
+def _measured(report: StepReport) -> StepReport:
     if not report.layers:
         raise NoAttentionError(report.invalid)
     if report.invalid:
         raise InvalidStepError(report.invalid)
-    return replace(report, alarms=engine.update(report))
+    return report
 
 
 @contextlib.contextmanager
@@ -301,19 +325,42 @@ def _capturing(collector: Collector) -> Iterator[Any]:
         collector.discard()
 
 
-def check_interval(every_n_steps: object) -> None:
-    """Raise ConfigurationError unless ``every_n_steps`` is a whole number of at least 1."""
+def check_options(every_n_steps: object, action: object) -> None:
+    """Raise ConfigurationError unless ``every_n_steps`` is a whole number of at least 1 and ``action`` is known."""
     if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 1:
         raise ConfigurationError(f"every_n_steps must be a whole number of at least 1, got {every_n_steps!r}")
+    if action not in ("record", "warn", "stop"):
+        raise ConfigurationError(f"action must be 'record', 'warn' or 'stop', got {action!r}")
+
+
+def writer_list(given: Any) -> list[Writer]:
+    """``given``, one writer or several, as a list.
+
+    Raises:
+        ConfigurationError: something else is among them.
+    """
+    chosen = list(given) if isinstance(given, Iterable) and not isinstance(given, str | Writer) else [given]
+    for writer in chosen:
+        if isinstance(writer, type) or not isinstance(writer, Writer):
+            raise ConfigurationError(
+                "a writer is an object with write(report) and close(), such as TensorBoardWriter('runs/a'); "
+                f"got {writer!r}"
+            )
+    return chosen
 
 
 def patterns(model: nn.Module, option: str, given: Names) -> tuple[str, ...]:
     """``given`` as a tuple of glob patterns, each of which names a module of the model.
 
     Raises:
+        ConfigurationError: the model is no module, or a pattern no string.
         UnknownNameError: a pattern names nothing; the message lists what there is.
     """
-    chosen = (given,) if isinstance(given, str) else tuple(given)
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"model must be an nn.Module, got {type(model).__name__}")
+    chosen = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    if not all(isinstance(pattern, str) for pattern in chosen):
+        raise ConfigurationError(f"{option} takes glob patterns of module names, got {given!r}")
     names = list(module_names(model).values())
     for pattern in chosen:
         base = pattern.rpartition(":")[0] if option == "maps" and ":" in pattern else pattern

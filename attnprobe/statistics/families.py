@@ -134,7 +134,7 @@ def _columns(sums: Sums) -> Partial:
 
 def _share(part: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
     """Share of true entries per row, ``[*, 1]``, and where there is a whole."""
-    number = whole.sum(-1, keepdim=True)
+    number = whole.sum(-1, keepdim=True, dtype=torch.float64)
     return part.sum(-1, keepdim=True) / number, number > 0
 
 

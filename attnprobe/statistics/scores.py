@@ -47,6 +47,7 @@ class Scores:
         self.dtype = torch.float64 if record.value.dtype == torch.float64 else torch.float32
         self.device = record.value.device
         self.threshold = _mask_threshold(record)
+        self._triangles: dict[tuple[int, int, int], Tensor] = {}
 
     @property
     def count(self) -> int:
@@ -83,7 +84,8 @@ class Scores:
 
         The latter is 1 or 0 in the working dtype, ``[N or 1, I, J]``; None where every query sees every key.
         """
-        record, visible = self.record, None
+        record = self.record
+        visible: Tensor | None = None
         mask = self._mask_tile(items, rows, columns)
         if record.logits is not None:
             scores = record.logits[:, :, rows, columns][items.batch, items.head].to(self.dtype)
@@ -95,17 +97,24 @@ class Scores:
             scores = items.query[:, rows] @ items.key[:, columns].mT
             if mask is not None and mask.dtype != torch.bool:
                 scores += (mask / LN2).clamp_(min=MASKED)
-            if record.causal and columns.stop - 1 > rows.start:
-                i = torch.arange(rows.start, rows.stop, device=self.device)
-                visible = (torch.arange(columns.start, columns.stop, device=self.device) <= i[:, None])[None]
         if mask is not None:
-            seen = mask if mask.dtype == torch.bool else ~(mask <= self.threshold)
-            visible = seen if visible is None else visible & seen
-        if visible is None:
-            return scores, None
-        seen = visible.to(self.dtype)
-        scores += (1 - seen).mul_(MASKED)
+            unmasked = mask if mask.dtype == torch.bool else ~(mask <= self.threshold)
+            visible = unmasked if visible is None else visible & unmasked
+        seen = None if visible is None else visible.to(self.dtype)
+        if record.logits is None and record.causal and columns.stop - 1 > rows.start:
+            triangle = self._triangle(rows.start - columns.start, rows.stop - rows.start, columns.stop - columns.start)
+            seen = triangle if seen is None else seen * triangle
+        if seen is not None:
+            scores += (1 - seen).mul_(MASKED)
         return scores, seen
+
+    def _triangle(self, offset: int, rows: int, columns: int) -> Tensor:
+        """``[1, I, J]``: 1 where key ``j <= i + offset``; all diagonal tiles of one shape share it."""
+        key = (offset, rows, columns)
+        if key not in self._triangles:
+            ones = torch.ones(rows, columns, dtype=self.dtype, device=self.device)
+            self._triangles[key] = ones.tril_(offset)[None]
+        return self._triangles[key]
 
     def _mask_tile(self, items: Items, rows: slice, columns: slice) -> Tensor | None:
         mask = self.record.mask
@@ -129,7 +138,7 @@ def _mask_threshold(record: AttentionRecord) -> float:
     for dim, stride in enumerate(mask.stride()):
         if stride == 0:  # expanded: one slice says it all
             mask = mask.narrow(dim, 0, 1)
-    low = mask.amin()
+    low, high = mask.amin(), mask.amax()
     strips = mask.split(max(1, ROWS * COLUMNS * mask.shape[-2] // mask.numel()), -2) if mask.ndim > 1 else (mask,)
     binary = torch.stack([((strip == 0) | (strip == low)).all() for strip in strips]).all()
-    return max(float(torch.where(binary & (low <= -50), low, MASK_VALUE)), MASK_VALUE)
+    return max(float(torch.where(binary & (low <= -50) & (high == 0), low, MASK_VALUE)), MASK_VALUE)

@@ -20,7 +20,7 @@ def draw(runs: list[Run], result: dict[str, Any], path: Path) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    figure = Figure(figsize=(12, 7), layout="constrained")
+    figure: Any = Figure(figsize=(12, 7), layout="constrained")
     curves, maps = figure.subfigures(2, 1, height_ratios=(1, 1.1))
     _draw_curves(curves.subplots(1, 3), runs, result["protocol"])
     _draw_maps(maps, next((run for run in reversed(runs) if run.probes[-1].maps), runs[-1]))
@@ -71,12 +71,15 @@ def _draw_maps(figure: Any, run: Run) -> None:
     seen = (~picture.attention.isnan()).sum(1, keepdim=True)
     relative = picture.attention / (picture.attention.nan_to_num(0).sum(1, keepdim=True) / seen)
     axes = figure.subplots(1, 3)
-    panels = (("Attention / its row's mean", relative), ("Compatibility b", picture.compatibility))
-    for axis, (title, values) in zip(axes, (*panels, ("Advantage A", picture.advantage)), strict=True):
+    assert picture.compatibility is not None
+    assert picture.advantage is not None
+    panels = (relative, picture.compatibility, picture.advantage)
+    titles = ("Attention / its row's mean", "Compatibility b", "Advantage A")
+    for axis, title, values in zip(axes, titles, panels, strict=True):
         bound = float(values.abs().nan_to_num(0).max()) or 1.0
         if values is relative:
             bound = max(bound, float((1 / values).nan_to_num(0).max()), 1.01)
-            scale = {"norm": LogNorm(1 / bound, bound)}
+            scale: dict[str, Any] = {"norm": LogNorm(1 / bound, bound)}
         else:
             scale = {"vmin": -bound, "vmax": bound}
         image = axis.imshow(values.numpy(), cmap="PuOr_r", interpolation="nearest", **scale)
