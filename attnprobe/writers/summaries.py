@@ -99,7 +99,7 @@ def head_map(picture: HeadMap) -> Entry:
 def overview(report: StepReport) -> Iterator[Entry]:
     """All heads in one picture, for whoever has only the stock tabs."""
     name = "normalized_entropy"
-    if name in report and report.layers:
+    if name in report and sum(report.heads) > 1:
         pixels = beside([panel(report[name].numpy(), high=1.0)])
         yield Entry(f"attention_maps/overview/{name}", "images", image(pixels), partial(describe.overview, name))
 
