@@ -245,11 +245,11 @@ class AttentionProbe:
                 warnings.warn(str(alarm), AttnProbeWarning, stacklevel=4)
         self.should_stop |= self.action == "stop" and any(alarm.new for alarm in report.alarms)
 
-    def _say(self, message: str) -> None:
-        """Warn once per run."""
+    def _say(self, message: str, stacklevel: int = 4) -> None:
+        """Warn once per run, at the line that called ``step``."""
         if message not in self._said:
             self._said.add(message)
-            warnings.warn(f"attnprobe: {message}", AttnProbeWarning, stacklevel=4)
+            warnings.warn(f"attnprobe: {message}", AttnProbeWarning, stacklevel=stacklevel)
 
     @contextlib.contextmanager
     def _guard(self, what: str) -> Iterator[None]:
@@ -259,7 +259,7 @@ class AttentionProbe:
         except Exception as error:
             if self.strict:
                 raise
-            self._say(f"error in {what}: {type(error).__name__}: {error}")
+            self._say(f"error in {what}: {type(error).__name__}: {error}", stacklevel=6)
 
 
 def analyze(

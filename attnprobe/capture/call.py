@@ -31,15 +31,25 @@ class Layout:
 
     def record(self, tensors: Mapping[str, Tensor], error: Tensor | None) -> AttentionRecord:
         """The call as a record; ``error`` and ``tensors["output"]`` are in the model's layout."""
-        parts = dict(tensors)
-        if "mask" in parts:
-            mask = parts["mask"]
-            parts["mask"] = mask.reshape((1,) * (self.ndim - mask.ndim) + mask.shape)
+        parts: dict[str, Any] = dict(tensors)
         if "output" in parts:
             parts["output"] = self.arrange(parts["output"])
         if error is not None:
             parts["error"] = self.arrange(error)
-        record = AttentionRecord(**{k: split_heads(v, self.heads) for k, v in parts.items()}, **self.facts)
+        parts = {name: x.reshape((1,) * (self.ndim - x.ndim) + x.shape) for name, x in parts.items()}
+        model = "output" if error is None else "error"
+        if self.ndim == 5 and parts["value"].shape[2] == 1 < parts[model].shape[2]:
+            groups = parts[model].shape[1:3]  # [B, G, r, T, E]: r query heads read one key head
+            for name, x in parts.items():
+                shared = name in ("key", "value") or x.shape[1:3] == (1, 1)
+                parts[name] = x.squeeze(2) if shared else x.expand(-1, *groups, -1, -1).flatten(1, 2)
+        if parts[model].ndim > 4:  # the leading dimensions are about to become one, which cannot be broadcast
+            parts = {name: x.expand(*parts[model].shape[:-3], *x.shape[-3:]) for name, x in parts.items()}
+        parts = {name: split_heads(x, self.heads) for name, x in parts.items()}
+        batch, heads = parts[model].shape[:2]
+        for name in parts.keys() - {"mask"}:
+            parts[name] = parts[name].expand(batch, -1 if name in ("key", "value") else heads, -1, -1)
+        record = AttentionRecord(**parts, **self.facts)
         if self.tokens is None:
             return record
         batch, _, _, queries, keys = record.shape
@@ -74,6 +84,6 @@ def split_heads(tensor: Tensor, heads: int | None) -> Tensor:
         tensor = tensor.unsqueeze(0)
     if tensor.ndim == 3:
         if heads is not None and heads > 1 and tensor.shape[0] % heads == 0:
-            return tensor.unflatten(0, (-1, heads))
+            return tensor.reshape(-1, heads, *tensor.shape[1:])
         return tensor.unsqueeze(1)
     return tensor.flatten(0, tensor.ndim - 4)

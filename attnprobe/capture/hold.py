@@ -7,6 +7,7 @@ in between is an error on access instead of a silently wrong number.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,14 +26,26 @@ class _Saver(torch.autograd.Function):
         raise AssertionError("nothing depends on this node")
 
 
-class Held:
-    """Named tensors, detached; ``release`` gives them back once, inside the backward pass."""
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+
+class Held:
+    """Named tensors, detached; ``release`` gives them back once, inside the backward pass.
+
+    Args:
+        tensors: what to hold.
+        apart: keep them from saved-tensor hooks. For a bare function under activation checkpointing: it runs
+            again without us, and torch insists on as many saves as before.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, apart: bool = False) -> None:
         self._names = tuple(tensors)
-        with torch.enable_grad():
+        hooks = torch.autograd.graph.saved_tensors_hooks(_same, _same) if apart else contextlib.nullcontext()
+        with torch.enable_grad(), hooks:
             anchor = torch.empty(0, requires_grad=True)
-            self._node: Any = _Saver.apply(anchor, *(tensor.detach() for tensor in tensors.values())).grad_fn
+            save: Any = _Saver.apply
+            self._node: Any = save(anchor, *(tensor.detach() for tensor in tensors.values())).grad_fn
 
     def release(self) -> dict[str, Tensor]:
         """The tensors by name.

@@ -1,9 +1,9 @@
 """Which watched module is running, and the interception mode around the outermost one.
 
 Global module hooks exist only while a step is probed. They push the mode when a watched module is
-entered from outside and pop it at its exit, so that it is strictly nested with whatever contexts the
-training loop uses, and so that activation checkpointing, which re-enters modules during backward,
-is watched by itself.
+entered from outside and take it off the stack at its exit, so that it lies strictly within whatever
+contexts the training loop uses, and so that activation checkpointing, which re-enters modules during
+backward, is watched by itself.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import contextlib
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _FUSED_AT_INFERENCE = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+_CHECKPOINT = torch.utils.checkpoint.__file__
 
 
 def module_names(model: nn.Module) -> dict[int, str]:
@@ -33,6 +35,24 @@ def module_names(model: nn.Module) -> dict[int, str]:
     return names
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where in the Python stack something runs; nothing of the frames is kept."""
+
+    depth: int
+    checkpoints: tuple[str, ...]  # functions of torch's activation checkpointing on the way, innermost first
+
+    @classmethod
+    def here(cls) -> Position:
+        frame, depth, found = sys._getframe(1), 0, []
+        while frame is not None:
+            depth += 1
+            if frame.f_code.co_filename == _CHECKPOINT:
+                found.append(frame.f_code.co_name)
+            frame = frame.f_back  # type: ignore[assignment]
+        return cls(depth, tuple(found))
+
+
 @dataclass
 class Entry:
     """A watched module that is running; ``toggled`` says whether its entry switched the mode on or off."""
@@ -40,17 +60,37 @@ class Entry:
     module: int
     name: str
     inputs: tuple[tuple[int, torch.Size], ...]
+    position: Position
     toggled: bool
     was_on: bool
 
 
-class ModuleStack(threading.local):
-    """The running watched modules of this thread, outermost first."""
+@dataclass
+class Running:
+    """The running watched modules, outermost first.
 
+    Attributes:
+        on: whether the mode is on the stack.
+        calls: attention calls per module since the outermost entry.
+        round: number of outermost entries so far.
+        task: the backward pass inside of which the outermost module runs again, -1 in a forward pass.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    on: bool = False
+    calls: dict[str, int] = field(default_factory=dict)
+    round: int = 0
+    task: int = -1
+
+    @property
+    def replayed(self) -> bool:
+        """Whether non-reentrant checkpointing runs the outermost module again, to get at what it saved."""
+        return self.task != -1 and "recompute_fn" in self.entries[0].position.checkpoints
+
+
+class _Local(threading.local):
     def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.on = False
-        self.calls: dict[str, int] = {}  # attention calls per module since the outermost entry
+        self.running = Running()
 
 
 class Watch:
@@ -61,8 +101,13 @@ class Watch:
         self.mode = mode
         self.without_grad = without_grad
         self.order: dict[str, int] = {}  # module name -> rank of its first call
-        self.local = ModuleStack()
+        self._local = _Local()
         self._handles: list[Any] = []
+
+    @property
+    def running(self) -> Running:
+        """What runs in this thread."""
+        return self._local.running
 
     def start(self) -> None:
         self._handles = [
@@ -75,73 +120,77 @@ class Watch:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        for entry in reversed(self.local.entries):
-            if entry.toggled and not entry.was_on:
-                self._switch(False)
-        self.local.entries.clear()
-        self.local.on = False
+        _withdraw(self.mode)
+        self._local.running = Running()
 
     @contextlib.contextmanager
     def outside(self) -> Iterator[None]:
         """Around a backward pass dispatched through the mode, which torch has switched off meanwhile."""
-        on, self.local.on = self.local.on, False
+        before, self._local.running = self.running, Running()
         try:
             yield
         finally:
-            self.local.on = on
+            self._local.running = before
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         name = self.names.get(id(module))
         if name is None:
             return
-        local = self.local
+        running, position = self.running, Position.here()
+        # After a KeyboardInterrupt torch calls no exit hook: what is not below us in the stack has ended.
+        while running.entries and running.entries[-1].position.depth >= position.depth:
+            self._leave(running.entries.pop())
+        if not running.entries:
+            running.calls, running.task = {}, torch._C._current_graph_task_id()
+            running.round += 1
         self.order.setdefault(name, len(self.order))
-        if not local.entries:
-            local.calls = {}
-        was_on = local.on
-        wanted = (torch.is_grad_enabled() or self.without_grad) and not _runs_fused(module, args)
-        local.entries.append(Entry(id(module), name, _sequences(args), wanted != was_on, was_on))
-        if wanted != was_on:
+        inputs = _inputs(args)
+        wanted = self.without_grad or (torch.is_grad_enabled() and not _runs_fused(module, inputs))
+        sequences = tuple((id(x), x.shape) for x in inputs if x.is_floating_point() and x.ndim in (2, 3))
+        running.entries.append(Entry(id(module), name, sequences, position, wanted != running.on, running.on))
+        if wanted != running.on:
             self._switch(wanted)
 
     def _exit(self, module: nn.Module, args: Any, result: Any) -> None:
-        entries = self.local.entries
+        entries = self.running.entries
         if not any(entry.module == id(module) for entry in entries):
             return
         while entries:
             entry = entries.pop()
-            if entry.toggled:
-                self._switch(entry.was_on)
+            self._leave(entry)
             if entry.module == id(module):
                 break
 
+    def _leave(self, entry: Entry) -> None:
+        if entry.toggled:
+            self._switch(entry.was_on)
+
     def _switch(self, on: bool) -> None:
         if on:
-            self.mode.__enter__()
-        elif _top_mode() is self.mode:
-            self.mode.__exit__(None, None, None)
-        self.local.on = on
+            _push_mode(self.mode)
+        else:
+            _withdraw(self.mode)
+        self.running.on = on
 
 
-def _top_mode() -> Any:
-    size = torch._C._len_torch_function_stack()
-    return torch._C._get_function_stack_at(size - 1) if size else None
+def _withdraw(mode: TorchFunctionMode) -> None:
+    """Take a mode off the stack, wherever it is: two probes leave a module in the order in which they entered it."""
+    others = [_pop_mode() for _ in range(torch._C._len_torch_function_stack())]
+    for other in reversed(others):
+        if other is not mode:
+            _push_mode(other)
 
 
-def _runs_fused(module: nn.Module, args: tuple[Any, ...]) -> bool:
+def _runs_fused(module: nn.Module, inputs: list[Tensor]) -> bool:
     """Whether torch would run its fused inference kernel here, which an active mode would switch off."""
     if module.training or not isinstance(module, _FUSED_AT_INFERENCE):
         return False
-    tensors = [*module.parameters(), *(arg for arg in args if isinstance(arg, Tensor))]
-    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+    return not any(tensor.requires_grad for tensor in (*module.parameters(), *inputs))
 
 
-def _sequences(args: tuple[Any, ...]) -> tuple[tuple[int, torch.Size], ...]:
-    """Identity and shape of the floating-point sequences ``[B, T, d]`` that a module was called with."""
+def _inputs(args: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors that a module was called with."""
     # The hook gets positional arguments only; the keyword arguments are in the frame that calls it.
-    keywords = sys._getframe(2).f_locals.get("kwargs") or {}
-    inputs = (*args, *keywords.values()) if isinstance(keywords, dict) else args
-    found = [x for x in inputs if isinstance(x, Tensor) and x.is_floating_point() and x.ndim in (2, 3)]
-    return tuple((id(x), x.shape) for x in found)
-
-
+    keywords = sys._getframe(2).f_locals.get("kwargs")
+    given = (*args, *keywords.values()) if isinstance(keywords, dict) else args
+    return [x for x in given if isinstance(x, Tensor)]

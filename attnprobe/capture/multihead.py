@@ -26,9 +26,9 @@ _OPEN.__kwdefaults__ = F.multi_head_attention_forward.__kwdefaults__
 
 @around("multi_head_attention_forward")
 def _multihead(session: Session, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    given = dict(zip(F.multi_head_attention_forward.__code__.co_varnames, args, strict=False)) | kwargs
     if function is not F.multi_head_attention_forward:
         return function(*args, **kwargs)
+    given = dict(zip(F.multi_head_attention_forward.__code__.co_varnames, args, strict=False)) | kwargs
     with session.hint(heads=given["num_heads"], self_attention=given["query"] is given["key"]), session.mode:
         return _OPEN(*args, **kwargs)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -17,13 +18,19 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from attnprobe.capture import multihead, sdpa, softmax  # noqa: F401  (they register their handlers)
 from attnprobe.capture.call import Call, Layout
 from attnprobe.capture.hold import Held
-from attnprobe.capture.modules import Watch
+from attnprobe.capture.modules import Position, Watch
 from attnprobe.capture.registry import AFTER, AROUND
 from attnprobe.record import AttentionRecord
 
 REPEATED = "backward ran more than once through the same forward pass"
 FROZEN = "no gradient reaches it: its inputs and weights are frozen"
 SILENT = "no backward reached it before the step ended"
+UNRECORDED = (
+    "no gradient was recorded: it runs under no_grad, or in a bare function under reentrant activation checkpointing"
+)
+
+# What torch raises through a save when it has computed enough again; it is no error of ours.
+_ENOUGH: Any = getattr(torch.utils.checkpoint, "_StopRecomputationError", ())
 
 
 @dataclass
@@ -31,13 +38,22 @@ class Seen:
     """An attention call of this step: where it was, and what became of it.
 
     ``result`` is what ``receive`` made of it, ``reason`` says why there is none (or none to trust).
+    ``replay`` is set for a call that was computed again in a backward pass: which pass, which entry from outside.
     """
 
     module: str
     index: int
     rank: int
+    replay: tuple[int, int] | None = None
     result: Any = None
     reason: str = SILENT
+
+
+class _Hints(threading.local):
+    now: tuple[int, bool] | None = None  # heads, whether queries and keys are the same tokens
+
+
+_HINTS = _Hints()
 
 
 class Session:
@@ -69,10 +85,12 @@ class Session:
         self.mode = _Intercept(self)
         self.watch = Watch(model, self.mode, without_grad=forward_only)
         self.live = False
-        self._hints = threading.local()
+        self._off: frozenset[str] = frozenset()
 
     def start(self) -> None:
         self.live = True
+        # Within one step a layer is held in every pass or in none: checkpointing counts what is saved.
+        self._off = frozenset(self.problems)
         self.watch.start()
 
     def stop(self) -> None:
@@ -83,62 +101,75 @@ class Session:
 
     @contextlib.contextmanager
     def hint(self, heads: int, self_attention: bool) -> Iterator[None]:
-        """What the caller of the intercepted functions knows about the calls inside."""
-        before = getattr(self._hints, "now", None)
-        self._hints.now = (heads, self_attention)
+        """What the caller of the intercepted functions knows about the calls inside; other sessions hear it too."""
+        before, _HINTS.now = _HINTS.now, (heads, self_attention)
         try:
             yield
         finally:
-            self._hints.now = before
+            _HINTS.now = before
 
     @property
     def hinted_heads(self) -> int | None:
-        now = getattr(self._hints, "now", None)
-        return now[0] if now else None
+        return _HINTS.now[0] if _HINTS.now else None
 
     def observe(self, call: Call) -> None:
         """Take note of an attention call and wait for its error."""
-        local = self.watch.local
-        if not local.entries:
+        running = self.watch.running
+        if not running.entries:
             return
-        module = local.entries[-1].name
-        index = local.calls.get(module, 0)
-        local.calls[module] = index + 1
-        if not any(fnmatch.fnmatchcase(module, pattern) for pattern in self.layers) or module in self.problems:
+        entry = running.entries[-1]
+        module, index = entry.name, running.calls.get(entry.name, 0)
+        if not any(fnmatch.fnmatchcase(module, pattern) for pattern in self.layers) or module in self._off:
             return
         seen = Seen(module, index, self.watch.order[module])
+        if not (self.forward_only or torch.is_grad_enabled()):
+            seen.reason = UNRECORDED
+            self.seen.append(seen)
+            return
+        if running.replayed and not any(other.module == module for other in self.seen):
+            return  # its forward pass was before ``start``: a save more than there would break the backward pass
+        running.calls[module] = index + 1
         facts = {"self_attention": self._same_tokens(call), **call.layout.facts}
         layout = replace(call.layout, facts=facts, tokens=self.tokens)
-        self.seen.append(seen)
+        if running.task == -1 or not call.output.requires_grad:
+            self.seen.append(seen)
+        else:  # until its error arrives it may be one that we have seen, computed again
+            seen.replay = (running.task, running.round)
         if self.forward_only:
             with torch.no_grad():
                 tensors = {name: tensor.detach() for name, tensor in call.tensors.items()}
                 self._deliver(seen, layout, tensors | {"output": call.output.detach()}, None)
         elif call.output.requires_grad:
-            held, output = Held(call.tensors), Held({"output": call.output})
+            bare = len(Position.here().checkpoints) > len(entry.position.checkpoints)
+            held, output = (Held(tensors, apart=bare) for tensors in (call.tensors, {"output": call.output}))
             call.output.register_hook(lambda error: self._arrived(seen, layout, held, output, error))
         else:
             seen.reason = FROZEN
 
     def _same_tokens(self, call: Call) -> bool | None:
         """Whether queries and keys are the same tokens; None where the module's inputs do not tell."""
-        hint = getattr(self._hints, "now", None)
-        if hint is not None:
-            return bool(hint[1])
+        if _HINTS.now is not None:
+            return _HINTS.now[1]
         if call.layout.facts.get("causal"):
             return True
         known = call.tensors.get("query", call.tensors.get("logits"))
         if known is not None and known.shape[-2] != call.tensors["value"].shape[-2]:
             return False
-        inputs = self.watch.local.entries[-1].inputs
+        inputs = self.watch.running.entries[-1].inputs
         if not inputs:
             return None
         (first, shape), *others = inputs
-        return not any(other != first and size[-2:] == shape[-2:] for other, size in others)
+        alike = {size for other, size in others if other != first and size[:-1] == shape[:-1]}
+        if shape in alike:
+            return False
+        # As many tokens of another width: a memory, or features of the same tokens. A square one is a mask.
+        return None if any(size[-2] != size[-1] for size in alike) else True
 
     def _arrived(self, seen: Seen, layout: Layout, held: Held, output: Held, error: Tensor) -> None:
         if not self.live or seen.module in self.problems:
             return
+        if seen.replay is not None:
+            self._append_replayed(seen)
         if seen.reason != SILENT:
             seen.result, seen.reason = None, REPEATED
             return
@@ -148,6 +179,15 @@ class Session:
             with contextlib.suppress(RuntimeError):
                 tensors |= output.release()
             self._deliver(seen, layout, tensors, error.detach())
+
+    def _append_replayed(self, seen: Seen) -> None:
+        """Reentrant checkpointing computes a module's last call first: the earlier ones push it back."""
+        assert seen.replay is not None
+        task, turn = seen.replay
+        for other in self.seen:
+            if other.module == seen.module and other.replay and other.replay[0] == task and other.replay[1] != turn:
+                other.index += 1
+        self.seen.append(seen)
 
     def _deliver(self, seen: Seen, layout: Layout, tensors: dict[str, Tensor], error: Tensor | None) -> None:
         seen.result = self.receive(seen.module, layout.record(tensors, error))
@@ -159,7 +199,7 @@ class Session:
         try:
             yield
         except Exception as exception:
-            if self.strict:
+            if self.strict or isinstance(exception, _ENOUGH):
                 raise
             self.problems.setdefault(module, exception)
 
@@ -182,7 +222,7 @@ class _Intercept(TorchFunctionMode):
             return AROUND[name](session, func, args, kwargs)
         result = func(*args, **kwargs)
         if name in AFTER:
-            entries = session.watch.local.entries
+            entries = session.watch.running.entries
             with session.guard(entries[-1].name if entries else ""):
                 AFTER[name](session, result, args, kwargs)
         return result

@@ -7,7 +7,10 @@ weights need not be understood: it shows in the residual ``sum alpha b - u . o``
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,12 +32,20 @@ _HIDES = -50.0
 
 @dataclass(frozen=True)
 class Scores:
-    """Tag of ``query @ key^T`` and of what was made of it: the operands and what hides pairs."""
+    """Tag of ``query @ key^T`` and of what was made of it: the operands and what hides pairs.
+
+    Each mask comes with the shape that the scores had then.
+    """
 
     query: Tensor
     key: Tensor
-    masks: tuple[Tensor, ...] = ()
+    masks: tuple[tuple[Tensor, torch.Size], ...] = ()
     heads: int | None = None
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Tag of a tensor whose last axis a parameter made: its softmax is a gate or a class, it attends to nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,31 +58,49 @@ class Weights:
     heads: int | None = None
 
 
-@after("matmul", "__matmul__", "bmm", "baddbmm", "einsum")
+@after("matmul", "linalg_matmul", "mm", "bmm", "addmm", "baddbmm", "einsum")
 def _product(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     equation = args[0] if args and isinstance(args[0], str) else None
-    flat = args[1] if equation and len(args) == 2 else (*args, *kwargs.values())
+    flat = args[1] if equation and isinstance(args[1], list | tuple) else (*args, *kwargs.values())
     tensors = [x for x in flat if isinstance(x, Tensor)]
-    mask = tensors.pop(0) if len(tensors) == 3 and equation is None else None  # baddbmm
+    mask = tensors.pop(0) if len(tensors) == 3 and equation is None else None  # addmm, baddbmm
     if len(tensors) != 2 or min(x.ndim for x in (*tensors, result)) < 2:
         return
     left, right = tensors
     tag = session.tags.get(left)
     if isinstance(tag, Weights):
         _contract(session, tag, left, right, result, equation)
-    elif not isinstance(left, nn.Parameter) and not isinstance(right, nn.Parameter):
-        pair = score_operands(equation, left, right) if equation else (left, right.mT)
-        if pair is not None:
-            masks = () if mask is None or kwargs.get("beta") == 0 else (mask.detach(),)
-            session.tags[result] = Scores(pair[0].detach(), pair[1].detach(), masks, _heads(None, result))
+        return
+    pair = score_operands(equation, left, right) if equation else (left, right.mT)
+    if pair is None:
+        return
+    query, key = pair
+    if _fixed(key):
+        _project(session, result, args, kwargs)
+    elif not isinstance(query, nn.Parameter):
+        masks = () if mask is None or kwargs.get("beta") == 0 else ((mask.detach(), result.shape),)
+        session.tags[result] = Scores(query.detach(), key.detach(), masks, _heads(None, result))
+
+
+@after("linear")
+def _project(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if result.ndim and result.shape[-1] > 1:  # one number per pair is a score
+        session.tags[result] = Projection()
+
+
+def _fixed(tensor: Tensor) -> bool:
+    """A parameter, or a view of one."""
+    return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
 
 
 def _contract(
     session: Session, tag: Weights, weights: Tensor, value: Tensor, output: Tensor, equation: str | None
 ) -> None:
     """Weights @ value: the attention call is complete."""
-    if isinstance(value, nn.Parameter) or (tag.scores is None and weights.shape[-2] == 1):
-        return  # a fixed dictionary, or a soft gate over experts
+    if _fixed(value):
+        return  # a fixed dictionary
+    if tag.scores is None and (weights.shape[-2] == 1 or isinstance(session.tags.get(value), Scores)):
+        return  # a soft gate over experts; linear attention, which multiplies keys and values first
     layout = Layout({"dropout": tag.dropout}, weights.ndim, session.hinted_heads or tag.heads)
     if equation is not None:
         found = value_operands(equation, value)
@@ -79,26 +108,32 @@ def _contract(
             return
         value, arrange = found
         layout = replace(layout, arrange=arrange)
-    lead = weights.shape[:-2]
-    tensors = {"value": value, "logits": tag.logits.reshape(weights.shape)}
+    tensors = {"value": value, "logits": _fit(tag.logits, weights.shape)}
     if tag.scores is not None:
+        lead = weights.shape[:-2]
         for name, tensor in (("query", tag.scores.query), ("key", tag.scores.key)):
-            tensors[name] = tensor if tensor.ndim == weights.ndim else tensor.reshape(*lead, *tensor.shape[-2:])
-        mask = _one_mask(tag.scores.masks)
+            if tensor.ndim == weights.ndim:
+                tensors[name] = tensor
+            elif math.prod(tensor.shape[:-2]) == math.prod(lead):
+                tensors[name] = tensor.reshape(*lead, *tensor.shape[-2:])
+        mask = _one_mask(
+            mask if len(shape) == weights.ndim else _fit(mask.expand(shape), weights.shape)
+            for mask, shape in tag.scores.masks
+        )
         if mask is not None:
-            same = tag.logits.ndim == weights.ndim
-            tensors["mask"] = mask if same else mask.expand(tag.logits.shape).reshape(weights.shape)
+            tensors["mask"] = mask
     session.observe(Call(output, tensors, layout))
 
 
-def _one_mask(masks: tuple[Tensor, ...]) -> Tensor | None:
-    if len(masks) < 2:
-        return masks[0] if masks else None
-    visible = [mask if mask.dtype == torch.bool else mask > -1e4 for mask in masks]
-    together = visible[0]
-    for mask in visible[1:]:
-        together = together & mask
-    return together
+def _fit(tensor: Tensor, shape: torch.Size) -> Tensor:
+    return tensor.reshape(shape) if tensor.numel() == shape.numel() else tensor.expand(shape)
+
+
+def _one_mask(masks: Iterable[Tensor]) -> Tensor | None:
+    every = list(masks)
+    if len(every) < 2:
+        return every[0] if every else None
+    return reduce(torch.logical_and, (mask if mask.dtype == torch.bool else mask > -1e4 for mask in every))
 
 
 def _heads(known: int | None, tensor: Tensor) -> int | None:
@@ -110,10 +145,11 @@ def _softmax(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: di
     logits = args[0] if args else kwargs["input"]
     dim = args[1] if len(args) > 1 else kwargs.get("dim")
     if result.ndim >= 2 and dim in (-1, result.ndim - 1):
-        scores = session.tags.get(logits)
-        scores = scores if isinstance(scores, Scores) else None
-        heads = _heads(scores.heads if scores else None, result)
-        session.tags[result] = Weights(logits.detach(), scores, heads=heads)
+        tag = session.tags.get(logits)
+        if not isinstance(tag, Projection):
+            scores = tag if isinstance(tag, Scores) else None
+            heads = _heads(scores.heads if scores else None, result)
+            session.tags[result] = Weights(logits.detach(), scores, heads=heads)
 
 
 @after(*_SHAPE, *_CAST, *_SCALE)
@@ -128,38 +164,63 @@ def _dropout(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[
     _pass_on(session, result, (given["input"],), dropout=float(given.get("p", 0.5)) if active else 0.0)
 
 
-@after("add", "add_", "__iadd__", "sub", "sub_", "subtract")
+@after("add", "add_")
 def _add(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    others = [x.detach() for x in args if isinstance(x, Tensor) and x.ndim >= 2 and x not in session.tags]
-    _pass_on(session, result, args, masks=tuple(others))
+    terms = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    masks = tuple(x.detach() for x in terms if x.ndim >= 2 and x not in session.tags)
+    _pass_on(session, result, terms, masks=masks)
 
 
-@after("masked_fill", "masked_fill_", "where")
+@after("sub", "sub_", "subtract")
+def _subtract(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    scores, *others = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    if scores in session.tags:
+        _pass_on(session, result, (scores,), masks=tuple(-x.detach() for x in others if x.ndim >= 2))
+
+
+@after("masked_fill", "masked_fill_")
 def _fill(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    parts = [*args, *kwargs.values()]
-    if len(parts) != 3:
-        return
-    scores_first = parts[0] in session.tags if isinstance(parts[0], Tensor) else False
-    if scores_first:  # masked_fill(scores, hidden, value)
-        hidden, fill = parts[1], parts[2]
-    elif isinstance(parts[1], Tensor) and parts[1] in session.tags:  # where(visible, scores, value)
-        hidden, fill = ~parts[0], parts[2]
-    else:
-        hidden, fill = parts[0], parts[1]
-    low = fill.max().item() if isinstance(fill, Tensor) else fill
-    _pass_on(session, result, args, masks=(~hidden.detach(),) if low <= _HIDES else ())
+    given = dict(zip(("input", "mask", "value"), args, strict=False)) | kwargs
+    if given["input"] in session.tags:
+        _pass_on(session, result, (given["input"],), masks=_visible(given["mask"], given["value"]))
+
+
+@after("where")
+def _where(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    given = dict(zip(("condition", "input", "other"), args, strict=False)) | kwargs
+    condition, here, there = given["condition"], given.get("input"), given.get("other")
+    if isinstance(here, Tensor) and here in session.tags:
+        _pass_on(session, result, (here,), masks=_visible(condition.logical_not(), there))
+    elif isinstance(there, Tensor) and there in session.tags:
+        _pass_on(session, result, (there,), masks=_visible(condition, here))
+
+
+def _visible(hidden: Tensor, fill: Any) -> tuple[Tensor, ...]:
+    """The mask that filling scores amounts to; a fill value that is a tensor stays on its device."""
+    visible = hidden.logical_not()
+    if isinstance(fill, Tensor):
+        return (visible | (fill.detach() > _HIDES),)
+    return (visible,) if fill <= _HIDES else ()
 
 
 def _pass_on(
-    session: Session, result: Any, args: tuple[Any, ...], *, masks: tuple[Tensor, ...] = (), dropout: float = 0.0
+    session: Session, result: Any, args: Iterable[Any], *, masks: tuple[Tensor, ...] = (), dropout: float = 0.0
 ) -> None:
     """Hand the tag of the first tagged argument on, where the last two dimensions stay what they are."""
-    tagged = next((x for x in args if isinstance(x, Tensor) and x in session.tags), None)
-    if tagged is None or not isinstance(result, Tensor) or result.shape[-2:] != tagged.shape[-2:]:
+    tagged = [x for x in args if isinstance(x, Tensor) and x in session.tags]
+    if not tagged or not isinstance(result, Tensor):
         return
-    tag = session.tags[tagged]
+    # Scores may be added to a projection (a learned bias), not the other way round.
+    source = next((x for x in tagged if not isinstance(session.tags[x], Projection)), tagged[0])
+    tag = session.tags[source]
+    if isinstance(tag, Projection):
+        if result.ndim and result.stride(-1) == source.stride(-1):  # its last axis is still the last
+            session.tags[result] = tag
+        return
+    if result.shape[-2:] != source.shape[-2:]:
+        return
     if isinstance(tag, Scores):
-        tag = replace(tag, masks=tag.masks + masks)
+        tag = replace(tag, masks=tag.masks + tuple((mask, result.shape) for mask in masks))
     elif dropout:
         tag = replace(tag, dropout=dropout)
     session.tags[result] = replace(tag, heads=_heads(tag.heads, result))

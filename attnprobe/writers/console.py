@@ -21,6 +21,8 @@ COLUMNS = ("normalized_entropy", "max_logit", "sink_mass", "relative_advantage_s
 class ConsoleWriter:
     """Prints each alarm and warning once, when it first arrives, and why a probe is invalid.
 
+    The probe itself warns about the same: with this writer, pass it ``action="record"``.
+
     Args:
         stream: standard error by default, so that a program's own output stays clean.
         table: print a table of the heads as well.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -14,7 +15,7 @@ from attnprobe.record import AttentionRecord
 
 HEADS_AND_GROUPS = ((1, 1), (4, 4), (4, 2), (6, 1))
 #: How a model says "not visible": as booleans, or by the value that an additive mask holds.
-MASKED_BY = ("bool", -1e9, -torch.inf, "finfo.min", -100.0, "bias")
+MASKED_BY: tuple[str | float, ...] = ("bool", -1e9, -torch.inf, "finfo.min", -100.0, "bias")
 
 
 def reproducible(examples: int) -> settings:
@@ -40,9 +41,10 @@ class Example:
 def examples(draw: st.DrawFn, dtype: torch.dtype = torch.float32, min_batch: int = 1) -> Example:
     """A whole record; hypothesis draws the structure, a seeded generator the numbers."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    batch = draw(st.integers(min_batch, 3))
-    heads, groups = draw(st.sampled_from(HEADS_AND_GROUPS))
     queries, keys, self_attention = draw(_lengths())
+    long = queries * keys > 10_000  # then the reference takes its time
+    batch = draw(st.integers(min_batch, min_batch if long else 3))
+    heads, groups = draw(st.sampled_from(HEADS_AND_GROUPS[:3] if long else HEADS_AND_GROUPS))
     key_width, value_width = draw(st.sampled_from([1, 3, 8, 16])), draw(st.sampled_from([1, 5, 8, 16]))
 
     def normal(*shape: int) -> Tensor:
@@ -58,7 +60,7 @@ def examples(draw: st.DrawFn, dtype: torch.dtype = torch.float32, min_batch: int
     visible = allowed.expand(batch, heads, queries, keys)
     if causal:
         visible = visible & torch.ones(queries, keys, dtype=torch.bool).tril()
-    masked_by = draw(st.sampled_from(MASKED_BY))
+    masked_by: str | float = draw(st.sampled_from(MASKED_BY))
     mask = None if bool(allowed.all()) and draw(st.booleans()) else _mask(allowed, masked_by, generator, dtype)
 
     scores = scale * (query.double() @ key.double().repeat_interleave(heads // groups, 1).mT)
@@ -178,7 +180,7 @@ def _with_logits(draw: st.DrawFn, record: AttentionRecord, scores: Tensor) -> At
 
 def _tokens(
     draw: st.DrawFn, generator: torch.Generator, padding: Tensor | None, shape: tuple[int, int, int]
-) -> dict[str, Tensor | None]:
+) -> dict[str, Any]:
     """What the user says about padding: nothing, one side or both; not always what the mask says."""
     batch, queries, keys = shape
     key_tokens = padding

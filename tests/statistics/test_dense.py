@@ -155,7 +155,7 @@ def test_gradients_are_those_of_autograd(configuration: dict[str, Any]) -> None:
     same(statistics["value_grad_norm"], exact.value_per_head.transpose(0, 1).flatten(1).norm(dim=1))
 
 
-@reproducible(60)
+@reproducible(40)
 @given(examples(torch.float64))
 def test_parts_of_any_record(example: Example) -> None:
     parts = dense_parts(example.record)
@@ -166,7 +166,7 @@ def test_parts_of_any_record(example: Example) -> None:
     assert (usage >= 0).all()
 
 
-@reproducible(60)
+@reproducible(40)
 @given(records(torch.float64))
 def test_values_of_any_record_have_the_shape_and_range_of_the_catalogue(record: AttentionRecord) -> None:
     values = dense(record)
@@ -511,7 +511,7 @@ def padded(record: AttentionRecord, left: int, right: int) -> AttentionRecord:
 
     real = torch.zeros(record.shape[3] + left + right, dtype=torch.bool)
     real[left : left + record.shape[3]] = True
-    changes = {name: pad(getattr(record, name)) for name in ("query", "key", "value", "error")}
+    changes: dict[str, Any] = {name: pad(getattr(record, name)) for name in ("query", "key", "value", "error")}
     return dataclasses.replace(record, mask=real[None, None, None], **changes)
 
 

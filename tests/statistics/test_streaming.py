@@ -28,25 +28,25 @@ def measured(record: AttentionRecord, names: tuple[str, ...] = NAMES) -> dict[st
     return finished(measure(record, select(names)), names)
 
 
-@reproducible(200)
+@reproducible(150)
 @given(records(torch.float32))
 def test_float32_agrees_with_the_reference(record: AttentionRecord) -> None:
     assert_close(measured(record), record, TOLERANCE[torch.float32])
 
 
-@reproducible(60)
+@reproducible(50)
 @given(records(torch.float64))
 def test_float64_agrees_with_the_reference(record: AttentionRecord) -> None:
     assert_close(measured(record), record, TOLERANCE[torch.float64])
 
 
-@reproducible(60)
+@reproducible(50)
 @given(records(torch.bfloat16))
 def test_bfloat16_agrees_with_the_reference_on_the_same_rounded_inputs(record: AttentionRecord) -> None:
     assert_close(measured(record), record, TOLERANCE[torch.bfloat16])
 
 
-@reproducible(60)
+@reproducible(50)
 @given(records(torch.float32, min_batch=2), st.integers(1, 2))
 def test_micro_batches_combine_to_the_whole_batch(record: AttentionRecord, first: int) -> None:
     first = min(first, record.shape[0] - 1)
@@ -55,7 +55,7 @@ def test_micro_batches_combine_to_the_whole_batch(record: AttentionRecord, first
     assert_close(finished(combine(partials)), record, TOLERANCE[torch.float32])
 
 
-@reproducible(60)
+@reproducible(50)
 @given(records(torch.float32), st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True))
 def test_any_choice_of_statistics_can_be_measured_alone(record: AttentionRecord, names: list[str]) -> None:
     assert_close(measured(record, tuple(names)), record, TOLERANCE[torch.float32])
@@ -112,6 +112,7 @@ EDGES = {
     "scores in the thousands": edge(scale=2000.0),
     "values far from 0": edge(value=edge().value + 300),
     "identical keys": edge(key=torch.ones(1, 2, 10, 8)),
+    "output after dropout, which is not alpha v": edge(output=edge().query, dropout=0.3),
     "half precision bias": edge(mask=torch.linspace(-3, 3, 100).view(10, 10).half()),
     "a mask for each head": edge(mask=(torch.arange(200) % 3 > 0).view(1, 2, 10, 10)),
 }
@@ -120,7 +121,7 @@ EDGES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("record", EDGES.values(), ids=EDGES.keys())
 def test_edges(record: AttentionRecord, dtype: torch.dtype) -> None:
-    names = ("query", "key", "value", "error", "logits")
+    names = ("query", "key", "value", "output", "error", "logits")
     tensors = {name: getattr(record, name) for name in names}
     record = dataclasses.replace(record, **{name: x if x is None else x.to(dtype) for name, x in tensors.items()})
     assert_close(measured(record), record, TOLERANCE[dtype])
