@@ -7,6 +7,7 @@ import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from attnprobe.capture.session import REPEATED, SILENT, Seen, Session
 from attnprobe.catalog import Statistic
 from attnprobe.errors import ConfigurationError
 from attnprobe.record import AttentionRecord
+from attnprobe.reference import Reference
 from attnprobe.report import HeadMap, StepReport
 from attnprobe.statistics.maps import head_map
 from attnprobe.statistics.reduce import Partial, combine, finish, finish_residual, to_host
@@ -64,6 +66,7 @@ class Collector:
         maps: Iterable[str] = (),
         *,
         grad_scaler: Any = None,
+        reference: Reference | None = None,
         forward_only: bool = False,
         strict: bool = False,
     ) -> None:
@@ -77,6 +80,7 @@ class Collector:
                     f"reduce='mean', 'root' or 'norm', got {own.level!r} and {own.reduce!r}"
                 )
         self.grad_scaler, self.forward_only, self.strict = grad_scaler, forward_only, strict
+        self.reference = reference
         self.rows: list[str] = []  # layers in order of first sight
         self.repeated: set[str] = set()  # modules that were called more than once in a forward pass
         self.problems: dict[str, Exception] = {}
@@ -94,6 +98,7 @@ class Collector:
         )
         self.session.problems = self.problems
         self.session.start()
+        _at_work.add(self)
 
     def discard(self) -> None:
         """Forget the step under way."""
@@ -101,6 +106,7 @@ class Collector:
             self.session.stop()
             self.session.seen = []  # a session is part of reference cycles and may live on for long
             self.session = None
+            _at_work.discard(self)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -129,6 +135,7 @@ class Collector:
         seen = self.session.seen
         self.discard()
         calls = self._by_layer(seen)
+        moved = self._look_at_reference()
         warnings = [f"{name or 'capture'}: switched off after {_cause(error)}" for name, error in self.problems.items()]
         warnings += [f"statistic {name!r}: switched off after {_cause(error)}" for name, error in self.broken.items()]
         if not calls:
@@ -152,7 +159,7 @@ class Collector:
                 for pattern in self.maps
                 if pattern not in self.pictured
             ]
-        report = _Assembly(self.rows, [*self.builtin, *self.own], measured)
+        report = _Assembly(self.rows, [*self.builtin, *self.own], measured, moved)
         return StepReport(
             step,
             tuple(self.rows),
@@ -200,6 +207,19 @@ class Collector:
             return
         partial |= {f"{statistic.name}.sum": total, f"{statistic.name}.count": count}
 
+    def _look_at_reference(self) -> dict[str, Partial]:
+        """How far each layer moved on the reference batch since the last probe."""
+        if self.reference is None:
+            return {}
+        try:
+            return self.reference.look(self._by_layer)
+        except Exception as error:
+            if self.strict:
+                raise
+            self.broken["displacement on the reference batch"] = error
+            self.reference = None
+            return {}
+
     def _nothing(self) -> str:
         """Why there was no call to measure."""
         if self.problems:
@@ -216,6 +236,20 @@ class Collector:
             layers.setdefault(layer, []).append(call)
         self.rows += [layer for layer in layers if layer not in self.rows]
         return layers
+
+
+_at_work: WeakSet[Collector] = WeakSet()
+
+
+@contextlib.contextmanager
+def apart(model: nn.Module) -> Iterator[None]:
+    """What happens inside gets into no report of anyone who watches the model, a part of it or what it is part of."""
+    modules = set(model.modules())
+    with contextlib.ExitStack() as stack:
+        for collector in [*_at_work]:
+            if not modules.isdisjoint(collector.model.modules()):
+                stack.enter_context(collector.paused())
+        yield
 
 
 def _reason(calls: list[Seen]) -> str:
@@ -260,11 +294,19 @@ def _notes(record: AttentionRecord) -> list[str]:
 class _Assembly:
     """Measured calls put together as the tensors of a report: ``[layers, heads]``, NaN where there is nothing."""
 
-    def __init__(self, rows: list[str], statistics: list[Statistic], measured: dict[str, list[Measured]]) -> None:
+    def __init__(
+        self,
+        rows: list[str],
+        statistics: list[Statistic],
+        measured: dict[str, list[Measured]],
+        moved: dict[str, Partial],
+    ) -> None:
         self.rows = rows
         every = [call for calls in measured.values() for call in calls]
         on_host = dict(zip(map(id, every), to_host([call.partial for call in every]), strict=True))
         partials = {layer: combine(on_host[id(call)] for call in calls) for layer, calls in measured.items()}
+        for layer in partials.keys() & moved.keys():
+            partials[layer] |= to_host([moved[layer]])[0]
         sizes = {layer: calls[0].heads for layer, calls in measured.items()}
         self.heads = tuple(sizes.get(row, 0) for row in rows)
         self.warnings: list[str] = []

@@ -52,7 +52,7 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
 
     Args:
         every_n_steps: distance between probes, in optimizer steps.
-        layers, statistics, maps, alarms, uninformed_loss, strict: as for ``AttentionProbe``.
+        layers, statistics, maps, alarms, uninformed_loss, reference_batch, strict: as for ``AttentionProbe``.
         writers: further writers, besides the trainer's loggers.
         action: what a new alarm does: ``"record"`` it, ``"warn"``, or ``"stop"`` the training cleanly.
 
@@ -74,6 +74,7 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
         alarms: AlarmRule | str | Iterable[AlarmRule | str] = DEFAULT_ALARMS,
         action: Literal["record", "warn", "stop"] = "warn",
         uninformed_loss: float | None = None,
+        reference_batch: Any = None,
         strict: bool = False,
     ) -> None:
         super().__init__()
@@ -87,6 +88,7 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
             "alarms": resolve(alarms),
             "action": action,
             "uninformed_loss": uninformed_loss,
+            "reference_batch": reference_batch,
             "strict": strict,
         }
         self.probe: AttentionProbe | None = None

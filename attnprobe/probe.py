@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from attnprobe.alarms import DEFAULT_ALARMS, AlarmEngine, AlarmRule, resolve
 from attnprobe.capture.modules import module_names
 from attnprobe.capture.session import SILENT
-from attnprobe.catalog import Statistic, select
-from attnprobe.collect import Collector
+from attnprobe.catalog import STATISTICS, Statistic, select
+from attnprobe.collect import Collector, apart
 from attnprobe.errors import (
     AttnProbeWarning,
     ConfigurationError,
@@ -26,6 +26,7 @@ from attnprobe.errors import (
     UnknownNameError,
 )
 from attnprobe.preserve import preserved
+from attnprobe.reference import REFERENCE_STATISTICS, Reference
 from attnprobe.report import StepReport
 from attnprobe.writers.base import Writer
 
@@ -54,6 +55,9 @@ class AttentionProbe:
         grad_scaler: the GradScaler in use, if any; errors are divided by its scale, and a step that it skips
             makes an invalid report instead of an alarm. ``step`` then comes after ``scaler.update()``.
         uninformed_loss: loss of a model that knows nothing of the input (the entropy of the targets).
+        reference_batch: a batch on which every probe runs the model again, in evaluation mode, to measure
+            ``attention_displacement`` and ``value_displacement`` since the probe before: a tensor, tuple or
+            mapping for ``model(...)``, or a function that runs the forward pass.
         strict: raise what would otherwise be one warning.
 
     Raises:
@@ -73,6 +77,7 @@ class AttentionProbe:
         action: Literal["record", "warn", "stop"] = "warn",
         grad_scaler: Any = None,
         uninformed_loss: float | None = None,
+        reference_batch: Any = None,
         strict: bool = False,
     ) -> None:
         check_options(every_n_steps, action)
@@ -82,12 +87,19 @@ class AttentionProbe:
         self.writers = writer_list(writers)
         self.engine = AlarmEngine(resolve(alarms), uninformed_loss=uninformed_loss, strict=strict)
         self.should_stop = False
+        chosen, watched = select(statistics), patterns(model, "layers", layers)
+        displacements = [STATISTICS[name] for name in REFERENCE_STATISTICS]
+        if reference_batch is not None:
+            chosen = tuple(dict.fromkeys([*chosen, *displacements]))
+        elif set(displacements) & set(chosen):
+            raise ConfigurationError(f"{' and '.join(REFERENCE_STATISTICS)} need a reference_batch=")
         self._collector = Collector(
             model,
-            select(statistics),
-            patterns(model, "layers", layers),
+            chosen,
+            watched,
             patterns(model, "maps", maps),
             grad_scaler=grad_scaler,
+            reference=None if reference_batch is None else Reference(model, reference_batch, watched),
             strict=strict,
         )
         self._count, self._next, self._probes = 0, 0, 0  # steps done, step to probe next, probes done
@@ -154,7 +166,7 @@ class AttentionProbe:
         training = self._collector
         statistics = [*training.builtin, *training.own]
         collector = Collector(self.model, statistics, training.layers, training.maps, forward_only=True)
-        with training.paused(), preserved(self.model), _capturing(collector), torch.no_grad():
+        with apart(self.model), preserved(self.model), _capturing(collector), torch.no_grad():
             self._collector = collector  # for token_mask() and paused() inside the closure
             try:
                 closure()
@@ -289,7 +301,7 @@ def analyze(
         model, select(statistics), patterns(model, "layers", layers), patterns(model, "maps", maps), strict=True
     )
     engine = AlarmEngine(resolve(alarms), strict=True)
-    with preserved(model), _capturing(collector) as session, torch.enable_grad():
+    with apart(model), preserved(model), _capturing(collector) as session, torch.enable_grad():
         loss = closure()
         # The gradients were set aside: where there are some again, the closure has called backward itself.
         done = any(p.grad is not None for p in model.parameters()) or any(call.result for call in session.seen)
