@@ -16,16 +16,7 @@ if TYPE_CHECKING:
     from attnprobe.experiments.markov.run import Run
 
 NAMES = {"sgd": "plain SGD", "em": "EM-like (values x10)"}
-COLUMNS = (
-    "normalized_entropy",
-    "max_weight",
-    "sink_mass",
-    "dead_column_fraction",
-    "value_norm",
-    "output_norm",
-    "relative_advantage_std",
-    "score_grad_norm",
-)
+COLUMNS = ("normalized_entropy", "sink_mass", "value_norm", "relative_advantage_std", "score_grad_norm")
 
 
 def summarize(runs: list[Run], protocol: Protocol, *, steps: int, length: int) -> dict[str, Any]:
