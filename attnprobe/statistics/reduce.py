@@ -94,8 +94,9 @@ def _gram_values(name: str, partial: Partial) -> Tensor:
     own = covariance.diagonal(dim1=0, dim2=1).permute(2, 0, 1)
     if name == "output_stable_rank":
         known = own.isfinite().all((1, 2), keepdim=True)  # the decomposition refuses NaN instead of handing it on
-        largest = torch.linalg.matrix_norm(torch.where(known, own, 0), ord=2)
-        return own.diagonal(dim1=1, dim2=2).sum(-1) / largest
+        largest: Tensor = torch.linalg.matrix_norm(torch.where(known, own, 0), ord=2)
+        total: Tensor = own.diagonal(dim1=1, dim2=2).sum(-1)
+        return total / largest
     cross = covariance.square().sum((-1, -2))
     norms = cross.diagonal().sqrt()
     similarity = cross / (norms[:, None] * norms)

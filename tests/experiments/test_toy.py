@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from attnprobe.errors import ConfigurationError, WriterError
-from attnprobe.experiments.toy import TASK, LossWeights, Parameters, draw, forward, gradients, run, train, write_json
+from attnprobe.experiments.toy import TASK, LossWeights, Parameters, forward, gradients, run, train
+from attnprobe.experiments.toy_figure import draw
+from attnprobe.experiments.toy_report import write_json
 
 CLASSES = 4
 WEIGHTINGS = {
