@@ -28,6 +28,7 @@ NOTHING = (
     "gradients enabled. Not visible: TorchScript, torch.func transforms, kernels of your own, and functions "
     "called outside any module{only}"
 )
+EMPTY = "its input was empty"
 ALL_OFF = "every attention layer that was called is switched off after an error"
 _PADDING = "padding unknown: no mask was seen, so every token counts; probe.token_mask(mask) says which are real"
 #: Largest rms of sum alpha b - u.o, relative to rms|u| rms|v|, that rounding explains.
@@ -141,16 +142,15 @@ class Collector:
         if not calls:
             return StepReport(step, loss=loss, invalid=self._nothing(), warnings=tuple(warnings))
 
-        reasons = {layer: _reason(same) for layer, same in calls.items()}
-        measured = {
-            layer: [call.result for call in same if call.result is not None]
-            for layer, same in calls.items()
-            if not reasons[layer]
-        }
+        measured: dict[str, list[Measured]] = {}
+        reasons: dict[str, str] = {}
         for layer, same in calls.items():
             if same[0].module in self.problems:
-                del reasons[layer]  # told already, with the cause
-                measured.pop(layer, None)
+                continue  # told already, with the cause
+            results = [call.result for call in same if call.result is not None]
+            reasons[layer] = _reason(same) or ("" if results else EMPTY)
+            if not reasons[layer]:
+                measured[layer] = results
         warnings += [f"{layer}: {reason}" for layer, reason in reasons.items() if reason]
         invalid = REPEATED if REPEATED in reasons.values() else "" if measured else _none_measured(reasons)
         if measured:
@@ -175,7 +175,9 @@ class Collector:
             report.maps,
         )
 
-    def _receive(self, module: str, record: AttentionRecord) -> Measured:
+    def _receive(self, module: str, record: AttentionRecord) -> Measured | None:
+        if 0 in record.shape:
+            return None
         if record.error is not None and self.grad_scaler is not None:
             if self._scale is None:  # not at the step's start, which may come before scaler.update()
                 self._scale = float(self.grad_scaler.get_scale())

@@ -48,7 +48,8 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
     """Watches every attention head of a ``LightningModule`` during ``fit`` and writes to the trainer's loggers.
 
     TensorBoardLogger gets everything, in the event file that it writes anyway, other loggers get about fifty
-    scalars. Steps are the trainer's ``global_step``; with gradient accumulation the micro-batches of a step are combined.
+    scalars. Steps are the trainer's ``global_step``; with gradient accumulation the micro-batches of a step are
+    combined.
 
     Args:
         every_n_steps: distance between probes, in optimizer steps.

@@ -58,7 +58,7 @@ class AttentionProbe:
         reference_batch: a batch on which every probe runs the model again, in evaluation mode, to measure
             ``attention_displacement`` and ``value_displacement`` since the probe before: a tensor, tuple or
             mapping for ``model(...)``, or a function that runs the forward pass.
-        strict: raise what would otherwise be one warning.
+        strict: raise errors, and why a step cannot be measured, instead of warning once.
 
     Raises:
         ConfigurationError: an option that cannot work. UnknownNameError: a name that stands for nothing.
@@ -216,9 +216,6 @@ class AttentionProbe:
         self._next = self._count + interval
         value, problem = _scalar(loss)
         report = self._collect(value)
-        if self._collector.skipped:  # everyday life in fp16: infinite errors are no finding, infinite inputs still are
-            finite = {kind: counts for kind, counts in report.nonfinite.items() if kind != "error"}
-            report = replace(report, invalid=report.invalid or SKIPPED, nonfinite=finite)
         if problem:
             report = replace(report, invalid=report.invalid or problem)
         if report.invalid and report.invalid != SKIPPED:
@@ -245,11 +242,16 @@ class AttentionProbe:
 
     def _collect(self, loss: float) -> StepReport:
         try:
-            return self._collector.finish(self._step, loss)
+            report = self._collector.finish(self._step, loss)
+            if not self._collector.skipped:
+                return report
         except Exception as error:
             if self.strict:
                 raise
             return StepReport(self._step, loss=loss, invalid=f"error in the probe: {type(error).__name__}: {error}")
+        # Everyday life in fp16: that errors are infinite is no finding; that inputs are still is one.
+        inputs = {kind: counts for kind, counts in report.nonfinite.items() if kind != "error"}
+        return replace(report, invalid=report.invalid or SKIPPED, nonfinite=inputs)
 
     def _act(self, report: StepReport) -> None:
         for alarm in report.alarms:
@@ -305,12 +307,12 @@ def analyze(
         loss = closure()
         # The gradients were set aside: where there are some again, the closure has called backward itself.
         done = any(p.grad is not None for p in model.parameters()) or any(call.result for call in session.seen)
-        waiting = not done and any(call.reason == SILENT for call in session.seen)
-        if waiting and isinstance(loss, Tensor) and loss.requires_grad:
+        if not done and isinstance(loss, Tensor) and loss.requires_grad:
+            # Also where nothing was seen yet: reentrant checkpointing runs the model without gradients first.
             if loss.numel() != 1:
                 raise InvalidStepError(f"the closure must return a scalar loss, got shape {[*loss.shape]}")
             torch.autograd.backward(loss)
-        elif waiting:
+        elif not done and any(call.reason == SILENT for call in session.seen):
             raise InvalidStepError(
                 "no backward reached any attention call: the closure has to return the loss or to call backward "
                 f"itself, it returned {type(loss).__name__}"
@@ -385,11 +387,9 @@ def _scalar(loss: Tensor | float | None) -> tuple[float, str]:
     """The loss as a number, and what is wrong with it."""
     if loss is None:
         return math.nan, ""
-    if isinstance(loss, Tensor):
-        if loss.numel() != 1:
-            return math.nan, f"the loss given to step() has shape {[*loss.shape]} instead of being a scalar"
-        return float(loss.detach()), ""
+    if isinstance(loss, Tensor) and loss.numel() != 1:
+        return math.nan, f"the loss given to step() has shape {[*loss.shape]} instead of being a scalar"
     try:
-        return float(loss), ""
-    except (TypeError, ValueError):
+        return float(loss.detach() if isinstance(loss, Tensor) else loss), ""
+    except (TypeError, ValueError, RuntimeError):
         return math.nan, f"the loss given to step() is {type(loss).__name__} instead of a number"

@@ -38,6 +38,8 @@ class Layout:
             parts["error"] = self.arrange(error)
         parts = {name: x.reshape((1,) * (self.ndim - x.ndim) + x.shape) for name, x in parts.items()}
         model = "output" if error is None else "error"
+        for name in ("value",) if "logits" in parts else ("query", "key", "value"):
+            parts[name] = parts[name].to(parts[model].dtype)  # autocast did so, inside of the product
         if self.ndim == 5 and parts["value"].shape[2] == 1 < parts[model].shape[2]:
             groups = parts[model].shape[1:3]  # [B, G, r, T, E]: r query heads read one key head
             for name, x in parts.items():
@@ -68,11 +70,13 @@ class Call:
         output: per-head context as the model has it; its gradient is the error ``u``.
         tensors: ``query``, ``key``, ``value``, ``mask``, ``logits`` (those known), ``[..., T or S, X]``.
         layout: how to read them.
+        intact: whether they still are what the attention used.
     """
 
     output: Tensor
     tensors: Mapping[str, Tensor]
     layout: Layout = field(default_factory=lambda: Layout({}, 4))
+    intact: bool = True
 
 
 def split_heads(tensor: Tensor, heads: int | None) -> Tensor:

@@ -7,11 +7,17 @@ from collections.abc import Callable
 from torch import Tensor
 
 
-def _letters(equation: str) -> tuple[str, str, str] | None:
-    """Operand and output letters, or None for what we do not read (ellipsis, repeated letters, other arity)."""
-    left, arrow, output = equation.replace(" ", "").partition("->")
+def _letters(equation: str, dims: int) -> tuple[str, str, str] | None:
+    """Operand and output letters, or None for what we do not read (repeated letters, no arrow, other arity).
+
+    An ellipsis becomes digits, as many as the first operand of ``dims`` dimensions has there.
+    """
+    equation = equation.replace(" ", "")
+    first = equation.partition(",")[0]
+    hidden = "".join(map(str, range(dims - len(first.replace("...", "")))))
+    left, arrow, output = equation.replace("...", hidden).partition("->")
     operands = left.split(",")
-    if not arrow or len(operands) != 2 or "." in equation:
+    if not arrow or len(operands) != 2:
         return None
     if any(len(set(part)) != len(part) for part in (*operands, output)):
         return None
@@ -29,8 +35,8 @@ def _bring(tensor: Tensor, letters: str, wanted: str) -> Tensor:
 
 def score_operands(equation: str, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor] | None:
     """Query ``[..., T, D]`` and key ``[..., S, D]`` of an equation that makes scores ``[..., t, s]``."""
-    letters = _letters(equation)
-    if letters is None or len(letters[2]) < 2:
+    letters = _letters(equation, left.ndim)
+    if letters is None or len(letters[2]) < 2 or left.ndim != len(letters[0]) or right.ndim != len(letters[1]):
         return None
     one, two, output = letters
     t, s, lead = output[-2], output[-1], output[:-2]
@@ -44,10 +50,10 @@ def score_operands(equation: str, left: Tensor, right: Tensor) -> tuple[Tensor, 
     return _bring(*query, lead + t + d), _bring(*key, lead + s + d)
 
 
-def value_operands(equation: str, value: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]] | None:
+def value_operands(equation: str, left: Tensor, value: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]] | None:
     """Value ``[..., S, E]`` and how the output becomes ``[..., T, E]``, for weights ``[..., t, s]`` on the left."""
-    letters = _letters(equation)
-    if letters is None or len(letters[0]) < 2:
+    letters = _letters(equation, left.ndim)
+    if letters is None or len(letters[0]) < 2 or value.ndim != len(letters[1]):
         return None
     weights, values, output = letters
     lead, t, s = weights[:-2], weights[-2], weights[-1]

@@ -2,7 +2,7 @@
 
 A side node saves them through ``save_for_backward``: no extra memory where the model's own
 backward saves them anyway, activation checkpointing and offloading apply, and an in-place edit
-in between is an error on access instead of a silently wrong number.
+in between is noticed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ class _Saver(torch.autograd.Function):
         raise AssertionError("nothing depends on this node")
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was modified in place; torch does not count it under ``inference_mode``."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def _same(tensor: Tensor) -> Tensor:
     return tensor
 
@@ -40,18 +45,22 @@ class Held:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], *, apart: bool = False) -> None:
-        self._names = tuple(tensors)
+        self._versions = {name: version_of(tensor) for name, tensor in tensors.items()}
         hooks = torch.autograd.graph.saved_tensors_hooks(_same, _same) if apart else contextlib.nullcontext()
         with torch.enable_grad(), hooks:
             anchor = torch.empty(0, requires_grad=True)
             save: Any = _Saver.apply
             self._node: Any = save(anchor, *(tensor.detach() for tensor in tensors.values())).grad_fn
 
-    def release(self) -> dict[str, Tensor]:
-        """The tensors by name.
-
-        Raises:
-            RuntimeError: one of them was modified in place since.
-        """
+    def release(self) -> dict[str, Tensor] | None:
+        """The tensors by name, None if one of them was modified in place since."""
         node, self._node = self._node, None
-        return dict(zip(self._names, node.saved_tensors, strict=True))
+        try:
+            tensors = dict(zip(self._versions, node.saved_tensors, strict=True))
+        except RuntimeError as error:
+            if "modified by an inplace operation" in str(error):
+                return None
+            raise
+        # Autograd does not look at what went through hooks; what these made anew is of version 0.
+        changed = any(version_of(tensor) > self._versions[name] for name, tensor in tensors.items())
+        return None if changed else tensors

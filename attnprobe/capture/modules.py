@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,7 +85,9 @@ class Running:
     @property
     def replayed(self) -> bool:
         """Whether non-reentrant checkpointing runs the outermost module again, to get at what it saved."""
-        return self.task != -1 and "recompute_fn" in self.entries[0].position.checkpoints
+        if self.task == -1 or not self.entries:
+            return False
+        return "recompute_fn" in self.entries[0].position.checkpoints
 
 
 class _Local(threading.local):
@@ -94,11 +96,13 @@ class _Local(threading.local):
 
 
 class Watch:
-    """Registers the hooks, keeps the stack and switches the mode."""
+    """Registers the hooks, keeps the stack and switches the mode, as long as it is ``needed``."""
 
-    def __init__(self, model: nn.Module, mode: TorchFunctionMode, *, without_grad: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, mode: TorchFunctionMode, needed: Callable[[], bool], *, without_grad: bool = False
+    ) -> None:
         self.names = module_names(model)
-        self.mode = mode
+        self.mode, self.needed = mode, needed
         self.without_grad = without_grad
         self.order: dict[str, int] = {}  # module name -> rank of its first call
         self._local = _Local()
@@ -133,6 +137,9 @@ class Watch:
             self._local.running = before
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not self.needed():
+            self.stop()
+            return
         name = self.names.get(id(module))
         if name is None:
             return
@@ -144,9 +151,10 @@ class Watch:
             running.calls, running.task = {}, torch._C._current_graph_task_id()
             running.round += 1
         self.order.setdefault(name, len(self.order))
-        inputs = _inputs(args)
-        wanted = self.without_grad or (torch.is_grad_enabled() and not _runs_fused(module, inputs))
-        sequences = tuple((id(x), x.shape) for x in inputs if x.is_floating_point() and x.ndim in (2, 3))
+        with torch._C.DisableTorchFunction():  # looking at a tensor is a call as well, when the mode is on
+            inputs = _inputs(args)
+            wanted = self.without_grad or (torch.is_grad_enabled() and not _runs_fused(module, inputs))
+            sequences = tuple((id(x), x.shape) for x in inputs if x.is_floating_point() and x.ndim in (2, 3))
         running.entries.append(Entry(id(module), name, sequences, position, wanted != running.on, running.on))
         if wanted != running.on:
             self._switch(wanted)

@@ -13,15 +13,14 @@ from attnprobe.capture.registry import around
 if TYPE_CHECKING:
     from attnprobe.capture.session import Session
 
-# The same code, in a copy that does not hand itself over to the mode as one opaque call.
-_OPEN = types.FunctionType(
-    F.multi_head_attention_forward.__code__,
-    {**F.multi_head_attention_forward.__globals__, "has_torch_function": lambda tensors: False},
-    F.multi_head_attention_forward.__name__,
-    F.multi_head_attention_forward.__defaults__,
-    F.multi_head_attention_forward.__closure__,
-)
-_OPEN.__kwdefaults__ = F.multi_head_attention_forward.__kwdefaults__
+
+def _opened() -> Callable[..., Any]:
+    """Torch's code of today, as a copy that does not hand itself over to the mode as one opaque call."""
+    code = F.multi_head_attention_forward
+    names = {**code.__globals__, "has_torch_function": lambda tensors: False}
+    copy = types.FunctionType(code.__code__, names, code.__name__, code.__defaults__, code.__closure__)
+    copy.__kwdefaults__ = code.__kwdefaults__
+    return copy
 
 
 @around("multi_head_attention_forward")
@@ -30,7 +29,7 @@ def _multihead(session: Session, function: Callable[..., Any], args: tuple[Any, 
         return function(*args, **kwargs)
     given = dict(zip(F.multi_head_attention_forward.__code__.co_varnames, args, strict=False)) | kwargs
     with session.hint(heads=given["num_heads"], self_attention=given["query"] is given["key"]), session.mode:
-        return _OPEN(*args, **kwargs)
+        return _opened()(*args, **kwargs)
 
 
 @around("backward", "grad")

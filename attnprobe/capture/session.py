@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.utils.checkpoint
@@ -25,6 +27,7 @@ from attnprobe.record import AttentionRecord
 REPEATED = "backward ran more than once through the same forward pass"
 FROZEN = "no gradient reaches it: its inputs and weights are frozen"
 SILENT = "no backward reached it before the step ended"
+CHANGED = "its inputs or scores were changed in place before the backward pass reached it"
 UNRECORDED = (
     "no gradient was recorded: it runs under no_grad, or in a bare function under reentrant activation checkpointing"
 )
@@ -83,9 +86,12 @@ class Session:
         self.problems: dict[str, Exception] = {}  # module -> what went wrong in the probe itself
         self.tags = WeakTensorKeyDictionary()
         self.mode = _Intercept(self)
-        self.watch = Watch(model, self.mode, without_grad=forward_only)
         self.live = False
+        # Saves inside of regions that non-reentrant checkpointing has yet to run again: it counts on as many then.
+        self._owed: WeakSet[Held] = WeakSet()
+        self.watch = Watch(model, self.mode, self._needed, without_grad=forward_only)
         self._off: frozenset[str] = frozenset()
+        self._forward: set[str] = set()  # modules whose forward pass was seen
 
     def start(self) -> None:
         self.live = True
@@ -94,10 +100,20 @@ class Session:
         self.watch.start()
 
     def stop(self) -> None:
-        """Leave no hook, mode or tag behind; errors that arrive later are ignored."""
+        """Leave no hook, mode or tag behind; errors that arrive later are ignored.
+
+        Stopped between a forward and its backward pass, the hooks stay while ``_owed`` is not settled; an
+        exception on its way out of the training loop settles it.
+        """
         self.live = False
-        self.watch.stop()
-        self.tags = WeakTensorKeyDictionary()
+        if sys.exc_info()[0] is not None:
+            self._owed.clear()
+        if not self._needed():
+            self.watch.stop()
+            self.tags = WeakTensorKeyDictionary()
+
+    def _needed(self) -> bool:
+        return self.live or bool(self._owed)
 
     @contextlib.contextmanager
     def hint(self, heads: int, self_attention: bool) -> Iterator[None]:
@@ -126,25 +142,33 @@ class Session:
             seen.reason = UNRECORDED
             self.seen.append(seen)
             return
-        if running.replayed and not any(other.module == module for other in self.seen):
-            return  # its forward pass was before ``start``: a save more than there would break the backward pass
+        if not running.replayed:
+            self._forward.add(module)
+        elif module not in self._forward:
+            return  # that was before ``start``: saving more than there would break the backward pass
         running.calls[module] = index + 1
         facts = {"self_attention": self._same_tokens(call), **call.layout.facts}
         layout = replace(call.layout, facts=facts, tokens=self.tokens)
-        if running.task == -1 or not call.output.requires_grad:
+        if not call.intact:
+            seen.reason = CHANGED
+        elif not (self.forward_only or call.output.requires_grad):
+            seen.reason = FROZEN
+        if running.task == -1 or seen.reason != SILENT:
             self.seen.append(seen)
         else:  # until its error arrives it may be one that we have seen, computed again
             seen.replay = (running.task, running.round)
+        if seen.reason != SILENT:
+            return
         if self.forward_only:
             with torch.no_grad():
                 tensors = {name: tensor.detach() for name, tensor in call.tensors.items()}
                 self._deliver(seen, layout, tensors | {"output": call.output.detach()}, None)
-        elif call.output.requires_grad:
+        else:
             bare = len(Position.here().checkpoints) > len(entry.position.checkpoints)
             held, output = (Held(tensors, apart=bare) for tensors in (call.tensors, {"output": call.output}))
+            if entry.position.checkpoints and not bare and running.task == -1:
+                self._owed.add(held)
             call.output.register_hook(lambda error: self._arrived(seen, layout, held, output, error))
-        else:
-            seen.reason = FROZEN
 
     def _same_tokens(self, call: Call) -> bool | None:
         """Whether queries and keys are the same tokens; None where the module's inputs do not tell."""
@@ -166,7 +190,11 @@ class Session:
         return None if any(size[-2] != size[-1] for size in alike) else True
 
     def _arrived(self, seen: Seen, layout: Layout, held: Held, output: Held, error: Tensor) -> None:
-        if not self.live or seen.module in self.problems:
+        self._owed.discard(held)
+        if not self.live:
+            self.stop()
+            return
+        if seen.module in self.problems:
             return
         if seen.replay is not None:
             self._append_replayed(seen)
@@ -175,10 +203,11 @@ class Session:
             return
         with torch.no_grad(), self.guard(seen.module):
             tensors = held.release()
-            # Changed in place after the attention call: the statistics compute it again.
-            with contextlib.suppress(RuntimeError):
-                tensors |= output.release()
-            self._deliver(seen, layout, tensors, error.detach())
+            if tensors is None:
+                seen.reason = CHANGED
+                return
+            # An output that was changed in place the statistics compute again.
+            self._deliver(seen, layout, tensors | (output.release() or {}), error.detach())
 
     def _append_replayed(self, seen: Seen) -> None:
         """Reentrant checkpointing computes a module's last call first: the earlier ones push it back."""
@@ -216,7 +245,7 @@ class _Intercept(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         session, name = self.session, getattr(func, "__name__", "")
-        if not session.live:
+        if not (session.live or session.watch.running.replayed):
             return func(*args, **kwargs)
         if name in AROUND:
             return AROUND[name](session, func, args, kwargs)

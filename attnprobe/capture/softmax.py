@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from attnprobe.capture.call import Call, Layout
 from attnprobe.capture.einsum import score_operands, value_operands
+from attnprobe.capture.hold import version_of
 from attnprobe.capture.registry import after
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Weights:
     """Tag of a softmax over keys and of what was made of it."""
 
     logits: Tensor
+    version: int  # of the logits, as the softmax saw them
     scores: Scores | None
     dropout: float = 0.0
     heads: int | None = None
@@ -61,7 +63,8 @@ class Weights:
 @after("matmul", "linalg_matmul", "mm", "bmm", "addmm", "baddbmm", "einsum")
 def _product(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     equation = args[0] if args and isinstance(args[0], str) else None
-    flat = args[1] if equation and isinstance(args[1], list | tuple) else (*args, *kwargs.values())
+    named = [value for name, value in kwargs.items() if name != "out"]
+    flat = args[1] if equation and isinstance(args[1], list | tuple) else (*args, *named)
     tensors = [x for x in flat if isinstance(x, Tensor)]
     mask = tensors.pop(0) if len(tensors) == 3 and equation is None else None  # addmm, baddbmm
     if len(tensors) != 2 or min(x.ndim for x in (*tensors, result)) < 2:
@@ -76,14 +79,18 @@ def _product(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: di
         return
     query, key = pair
     if _fixed(key):
-        _project(session, result, args, kwargs)
+        _project(session, result)
     elif not isinstance(query, nn.Parameter):
         masks = () if mask is None or kwargs.get("beta") == 0 else ((mask.detach(), result.shape),)
         session.tags[result] = Scores(query.detach(), key.detach(), masks, _heads(None, result))
 
 
 @after("linear")
-def _project(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _linear(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    _project(session, result)
+
+
+def _project(session: Session, result: Tensor) -> None:
     if result.ndim and result.shape[-1] > 1:  # one number per pair is a score
         session.tags[result] = Projection()
 
@@ -103,26 +110,26 @@ def _contract(
         return  # a soft gate over experts; linear attention, which multiplies keys and values first
     layout = Layout({"dropout": tag.dropout}, weights.ndim, session.hinted_heads or tag.heads)
     if equation is not None:
-        found = value_operands(equation, value)
+        found = value_operands(equation, weights, value)
         if found is None:
             return
         value, arrange = found
         layout = replace(layout, arrange=arrange)
     tensors = {"value": value, "logits": _fit(tag.logits, weights.shape)}
     if tag.scores is not None:
-        lead = weights.shape[:-2]
         for name, tensor in (("query", tag.scores.query), ("key", tag.scores.key)):
-            if tensor.ndim == weights.ndim:
+            lead, wanted = tensor.shape[:-2], weights.shape[:-2]
+            if len(lead) != len(wanted) and math.prod(lead) == math.prod(wanted):
+                tensor = tensor.reshape(*wanted, *tensor.shape[-2:])
+            if tensor.ndim <= weights.ndim:  # else it stays unknown
                 tensors[name] = tensor
-            elif math.prod(tensor.shape[:-2]) == math.prod(lead):
-                tensors[name] = tensor.reshape(*lead, *tensor.shape[-2:])
         mask = _one_mask(
             mask if len(shape) == weights.ndim else _fit(mask.expand(shape), weights.shape)
             for mask, shape in tag.scores.masks
         )
         if mask is not None:
             tensors["mask"] = mask
-    session.observe(Call(output, tensors, layout))
+    session.observe(Call(output, tensors, layout, intact=version_of(tag.logits) == tag.version))
 
 
 def _fit(tensor: Tensor, shape: torch.Size) -> Tensor:
@@ -133,7 +140,13 @@ def _one_mask(masks: Iterable[Tensor]) -> Tensor | None:
     every = list(masks)
     if len(every) < 2:
         return every[0] if every else None
-    return reduce(torch.logical_and, (mask if mask.dtype == torch.bool else mask > -1e4 for mask in every))
+    return reduce(torch.logical_and, (mask if mask.dtype == torch.bool else mask > _hides(mask) for mask in every))
+
+
+def _hides(mask: Tensor) -> Tensor:
+    """From which value down an additive mask hides: a mask of 0 and one low value means it, a bias may be that low."""
+    low = mask.amin()
+    return torch.where(((mask == 0) | (mask == low)).all() & (low <= _HIDES), low, -1e4)
 
 
 def _heads(known: int | None, tensor: Tensor) -> int | None:
@@ -149,7 +162,7 @@ def _softmax(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: di
         if not isinstance(tag, Projection):
             scores = tag if isinstance(tag, Scores) else None
             heads = _heads(scores.heads if scores else None, result)
-            session.tags[result] = Weights(logits.detach(), scores, heads=heads)
+            session.tags[result] = Weights(logits.detach(), version_of(logits), scores, heads=heads)
 
 
 @after(*_SHAPE, *_CAST, *_SCALE)
@@ -189,6 +202,8 @@ def _fill(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[str
 def _where(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     given = dict(zip(("condition", "input", "other"), args, strict=False)) | kwargs
     condition, here, there = given["condition"], given.get("input"), given.get("other")
+    if isinstance(here, Tensor) and here.dtype == torch.bool:  # scores.where(condition, other)
+        condition, here = here, condition
     if isinstance(here, Tensor) and here in session.tags:
         _pass_on(session, result, (here,), masks=_visible(condition.logical_not(), there))
     elif isinstance(there, Tensor) and there in session.tags:
@@ -215,7 +230,7 @@ def _pass_on(
     tag = session.tags[source]
     if isinstance(tag, Projection):
         if result.ndim and result.stride(-1) == source.stride(-1):  # its last axis is still the last
-            session.tags[result] = tag
+            _project(session, result)
         return
     if result.shape[-2:] != source.shape[-2:]:
         return

@@ -110,8 +110,7 @@ def run(probe: ap.AttentionProbe, model: nn.Module, steps: int = 1, x: Tensor | 
 
 def global_state() -> dict[str, Any]:
     """Everything of torch's global state that a probe could leave behind."""
-    hooks = {
-        name: list(table) for name, table in vars(torch_module).items() if name.startswith("_global_") and "hooks" in name
-    }
+    tables = {name: table for name, table in vars(torch_module).items() if name.startswith("_global_")}
+    hooks = {name: list(table) for name, table in tables.items() if "hooks" in name}
     modes = torch._C._len_torch_function_stack(), len(_get_current_dispatch_mode_stack())
     return hooks | {"modes": modes, "grad": torch.is_grad_enabled()}

@@ -91,6 +91,16 @@ def loss_in_words(probe, model):
     return probe.step({"loss": 1.0})
 
 
+def complex_loss(probe, model):
+    loss_of(model, batch()).backward()
+    return probe.step(torch.tensor(1 + 1j))
+
+
+def empty_batch(probe, model):
+    model.norm = nn.Identity()
+    return run(probe, model, x=batch()[:0])[0]
+
+
 def whole_step(probe, model):
     return run(probe, model)[0]
 
@@ -119,6 +129,8 @@ STEPS = {
     "two backwards": (net, two_backwards, "backward ran more than once through the same forward pass"),
     "shape": (net, loss_per_item, r"the loss given to step() has shape [4] instead of being a scalar"),
     "words": (net, loss_in_words, "the loss given to step() is dict instead of a number"),
+    "complex": (net, complex_loss, "the loss given to step() is Tensor instead of a number"),
+    "empty": (net, empty_batch, "nothing was measured; layers.0: its input was empty"),
     "frozen": (frozen, frozen_step, "nothing was measured; layers.0: no gradient reaches it"),
 }
 

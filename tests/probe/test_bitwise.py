@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import attnprobe as ap
-from tests.probe.models import KINDS, batches, net
+from tests.probe.models import KINDS, batch, batches, net
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9),
@@ -21,7 +21,8 @@ def train(kind, optimizer_name, probed, steps=50):
     model = net(kind, dropout=0.1)
     optimizer = OPTIMIZERS[optimizer_name](model.parameters())
     memory, trace = ap.MemoryWriter(), []
-    probe = ap.AttentionProbe(model, every_n_steps=2, statistics="all", maps="*:1", writers=memory) if probed else None
+    options = {"statistics": "all", "maps": "*:1", "reference_batch": batch(), "writers": memory}
+    probe = ap.AttentionProbe(model, every_n_steps=2, **options) if probed else None
     with probe or nullcontext():
         for x in batches(steps):
             loss = model(x).square().mean()
@@ -45,6 +46,7 @@ def test_fifty_steps_are_the_same_with_every_second_one_probed(kind, optimizer):
     assert [report.step for report in reports] == [*range(0, 50, 2)]
     assert all(report.valid and not report.warnings for report in reports)
     assert all(report["entropy"].isfinite().all() and len(report.maps) == 2 for report in reports)
+    assert all(report["attention_displacement"].isfinite().all() for report in reports[1:])
 
 
 def test_looking_in_between_changes_nothing_either():
@@ -56,8 +58,8 @@ def test_looking_in_between_changes_nothing_either():
                 loss = model(x).square().mean()
                 if looking:  # in the middle of a step, while its graph is alive
                     probe.evaluate(lambda x=x: model(x))
-                    with probe.paused():
-                        ap.analyze(model, lambda x=x: model(x).sum())
+                    ap.analyze(model, lambda x=x: model(x).sum())
+                    ap.analyze(model.layers[0], lambda x=x: model.layers[0](x).sum())
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
