@@ -92,7 +92,8 @@ class StepReport:
         layer: name -> ``[L]`` for the layer-level statistics.
         residual: ``[L, H]``, rms of ``sum_j alpha_ij b_ij - u_i . o_i`` relative to
             rms|u| rms|v|: what the capture did not understand (NaN: could not be checked).
-        nonfinite: ``"query" | "key" | "value" | "error"`` -> ``[L, H]``, how many elements were NaN or Inf.
+        nonfinite: ``"query" | "key" | "value" | "error"`` -> ``[L, H]``, how many elements were NaN or Inf;
+            NaN where the tensor was not seen.
         loss: the step's loss, NaN where unknown.
         invalid: why this probe measured nothing trustworthy; ``""`` for a valid probe.
         warnings: what could not be captured, and why.

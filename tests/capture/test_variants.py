@@ -48,10 +48,9 @@ def test_tensors_are_bitwise_those_of_the_model(variant: Variant, dtype: torch.d
             assert wanted is None or actual.dtype == wanted.dtype, name
 
 
-@each_dtype
 @each_variant
-def test_statistics_are_those_of_a_record_by_hand(variant: Variant, dtype: torch.dtype) -> None:
-    for call, note in pairs(variant, dtype):
+def test_statistics_are_those_of_a_record_by_hand(variant: Variant) -> None:
+    for call, note in pairs(variant):
         record = dataclasses.replace(note.record(), self_attention=call.self_attention)
         if call.output is None:
             record = dataclasses.replace(record, output=None)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import attnprobe as ap
-from attnprobe import collect
+from attnprobe import assemble, collect
 from tests.probe.models import NotUnderstood, batch, loss_of, net, run
 
 
@@ -120,7 +120,7 @@ def test_when_every_layer_is_off_the_report_says_so(monkeypatch):
 def test_an_error_while_the_report_is_made_spoils_that_report_only(monkeypatch):
     model = net()
     with ap.AttentionProbe(model, every_n_steps=1) as probe:
-        monkeypatch.setattr(collect, "combine", explode)
+        monkeypatch.setattr(assemble, "combine", explode)
         with pytest.warns(ap.AttnProbeWarning, match="error in the probe: Boom: cause") as told:
             reports = run(probe, model, 2)
         assert len(told) == 1

@@ -1,0 +1,111 @@
+"""Measured calls put together as the tensors of a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from attnprobe.catalog import Statistic
+from attnprobe.record import AttentionRecord
+from attnprobe.report import HeadMap
+from attnprobe.statistics.reduce import Partial, combine, finish, finish_residual, to_host
+
+_PADDING = "padding unknown: no mask was seen, so every token counts; probe.token_mask(mask) says which are real"
+#: Largest rms of sum alpha b - u.o, relative to rms|u| rms|v|, that rounding explains.
+_RESIDUAL = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+
+@dataclass
+class Measured:
+    """What is kept of one call: partial results, pictures, and how to read them."""
+
+    partial: Partial
+    heads: int
+    tolerance: float
+    maps: list[HeadMap] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, record: AttentionRecord, partial: Partial) -> Measured:
+        return cls(partial, record.shape[1], _RESIDUAL.get(record.value.dtype, 5e-2), notes=_notes(record))
+
+
+def _notes(record: AttentionRecord) -> list[str]:
+    """How the numbers of a call are to be read."""
+    notes = []
+    if record.dropout:
+        notes.append(f"attention dropout {record.dropout:g}: statistics are those of the weights before dropout")
+    if record.self_attention is None:
+        notes.append("self- or cross-attention unknown: statistics of position are NaN")
+    if record.shape[1] == 1 and record.shape[0] > 1:
+        notes.append("one head; if heads are folded into the batch, they are averaged")
+    if record.mask is None and record.logits is None and record.query_tokens is None:
+        notes.append(_PADDING)
+    return notes
+
+
+class Assembly:
+    """Measured calls put together as the tensors of a report: ``[layers, heads]``, NaN where there is nothing."""
+
+    def __init__(
+        self,
+        rows: list[str],
+        statistics: list[Statistic],
+        measured: dict[str, list[Measured]],
+        moved: dict[str, Partial],
+    ) -> None:
+        self.rows = rows
+        every = [call for calls in measured.values() for call in calls]
+        on_host = dict(zip(map(id, every), to_host([call.partial for call in every]), strict=True))
+        partials = {layer: combine(on_host[id(call)] for call in calls) for layer, calls in measured.items()}
+        for layer in partials.keys() & moved.keys():
+            partials[layer] |= to_host([moved[layer]])[0]
+        sizes = {layer: calls[0].heads for layer, calls in measured.items()}
+        self.heads = tuple(sizes.get(row, 0) for row in rows)
+        self.warnings: list[str] = []
+        self.notes: tuple[str, ...] = tuple(
+            dict.fromkeys(_where(note, layer) for layer, calls in measured.items() for c in calls for note in c.notes)
+        )
+        self.maps = tuple(replace(m, layer=layer) for layer, calls in measured.items() for m in calls[0].maps)
+
+        self.residual = self._table({layer: finish_residual(partial) for layer, partial in partials.items()})
+        self.nonfinite = {
+            kind: self._table({layer: p[key] for layer, p in partials.items() if key in p})
+            for kind in ("query", "key", "value", "error")
+            for key in [f"nonfinite.{kind}"]
+        }
+        trusted = {}
+        for layer, partial in partials.items():
+            worst = float(finish_residual(partial).nan_to_num(0).max())
+            if worst <= measured[layer][0].tolerance:
+                trusted[layer] = partial
+            else:
+                self.warnings.append(  # without the number: it differs from probe to probe, and this is said once
+                    f"{layer}: not measured, because sum alpha b misses u.o (see the residual): something between the "
+                    "softmax and the output is not understood (a hidden mask, softcap, sink or head mask)"
+                )
+            if partial["masked_rows.sum"].any():
+                self.notes += (f"{layer}: fully masked rows are left out",)
+        self.statistics = {
+            s.name: self._table({layer: finish(s, p) for layer, p in trusted.items()})
+            for s in statistics
+            if s.level == "head"
+        }
+        self.layer = {
+            s.name: self._table({layer: finish(s, p) for layer, p in trusted.items()}, 1)[:, 0]
+            for s in statistics
+            if s.level == "layer"
+        }
+
+    def _table(self, values: dict[str, Tensor], width: int | None = None) -> Tensor:
+        width = max(self.heads, default=0) if width is None else width
+        table = torch.full((len(self.rows), width), torch.nan, dtype=torch.float64)
+        for layer, row in values.items():
+            table[self.rows.index(layer), : len(row)] = row
+        return table
+
+
+def _where(note: str, layer: str) -> str:
+    return note if note == _PADDING else f"{layer}: {note}"
