@@ -197,8 +197,8 @@ def _runs_fused(module: nn.Module, inputs: list[Tensor]) -> bool:
 
 
 def _inputs(args: tuple[Any, ...]) -> list[Tensor]:
-    """The tensors that a module was called with."""
+    """The tensors that a module was called with; nested ones, which the fused encoder passes on, have no shape."""
     # The hook gets positional arguments only; the keyword arguments are in the frame that calls it.
     keywords = sys._getframe(2).f_locals.get("kwargs")
     given = (*args, *keywords.values()) if isinstance(keywords, dict) else args
-    return [x for x in given if isinstance(x, Tensor)]
+    return [x for x in given if isinstance(x, Tensor) and not x.is_nested]
