@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -25,14 +24,24 @@ class Block:
     visible: Tensor | None
 
 
+class _Vectors(dict[str, Tensor]):
+    """Zeros for a name at its first use; without a closure, whose cycle would keep the record alive."""
+
+    def __init__(self, zeros: Tensor) -> None:
+        self._zeros = zeros
+
+    def __missing__(self, name: str) -> Tensor:
+        self[name] = vector = torch.zeros_like(self._zeros)
+        return vector
+
+
 class Sums:
     """Accumulators of one record; ``row[name]`` is ``[N, T]``, ``column[name]`` ``[N, S]``, scores and
     entropies are in units of ln 2."""
 
     def __init__(self, scores: Scores, names: set[str]) -> None:
         self.scores, self.record, self.names = scores, scores.record, names
-        self.row: dict[str, Tensor] = defaultdict(lambda: self._zeros(scores.queries))
-        self.column: dict[str, Tensor] = defaultdict(lambda: self._zeros(scores.keys))
+        self.row, self.column = _Vectors(self._zeros(scores.queries)), _Vectors(self._zeros(scores.keys))
         self.logsumexp, self.max_logit = self._zeros(scores.queries), self._zeros(scores.queries)
         self.mean_logit, self.visible_keys = self._zeros(scores.queries), self._zeros(scores.queries)
         self.seen = self._zeros(scores.keys).bool()
