@@ -12,7 +12,11 @@ from attnprobe.record import AttentionRecord
 from attnprobe.report import HeadMap
 from attnprobe.statistics.reduce import Partial, combine, finish, finish_residual, to_host
 
-_PADDING = "padding unknown: no mask was seen, so every token counts; probe.token_mask(mask) says which are real"
+_PADDING = (
+    "padding unknown: no mask for each sequence was seen, so every token that is seen counts; "
+    "probe.token_mask(mask) says which are real"
+)
+_NOT_SELF = "statistics of position are NaN, and queries that are padding count"
 #: Largest rms of sum alpha b - u.o, relative to rms|u| rms|v|, that rounding explains.
 _RESIDUAL = {torch.float64: 1e-8, torch.float32: 1e-3}
 
@@ -26,6 +30,7 @@ class Measured:
     tolerance: float
     maps: list[HeadMap] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, record: AttentionRecord, partial: Partial) -> Measured:
@@ -38,10 +43,15 @@ def _notes(record: AttentionRecord) -> list[str]:
     if record.dropout:
         notes.append(f"attention dropout {record.dropout:g}: statistics are those of the weights before dropout")
     if record.self_attention is None:
-        notes.append("self- or cross-attention unknown: statistics of position are NaN")
+        notes.append(
+            "self- or cross-attention unknown: statistics of position are NaN, and queries that are padding count"
+        )
+    elif not record.self_attention:
+        notes.append(f"read as cross-attention: {_NOT_SELF}")
     if record.shape[1] == 1 and record.shape[0] > 1:
         notes.append("one head; if heads are folded into the batch, they are averaged")
-    if record.mask is None and record.logits is None and record.query_tokens is None:
+    per_sequence = record.mask is not None and (record.mask.shape[0] > 1 or record.shape[0] == 1)
+    if not per_sequence and record.query_tokens is None and record.key_tokens is None:
         notes.append(_PADDING)
     return notes
 
@@ -64,7 +74,8 @@ class Assembly:
             partials[layer] |= to_host([moved[layer]])[0]
         sizes = {layer: calls[0].heads for layer, calls in measured.items()}
         self.heads = tuple(sizes.get(row, 0) for row in rows)
-        self.warnings: list[str] = []
+        told = (f"{layer}: {text}" for layer, calls in measured.items() for call in calls for text in call.warnings)
+        self.warnings = list(dict.fromkeys(told))
         self.notes: tuple[str, ...] = tuple(
             dict.fromkeys(_where(note, layer) for layer, calls in measured.items() for c in calls for note in c.notes)
         )

@@ -170,6 +170,11 @@ class Collector:
                 self._scale = float(self.grad_scaler.get_scale())
             record = _rescaled(record, 1 / self._scale)
         result = Measured.of(record, measure(record, self.builtin))
+        tokens = self.session.tokens if self.session is not None else None
+        if tokens is not None and record.query_tokens is None and record.key_tokens is None:
+            batch, _, _, queries, keys = record.shape
+            fits = f"[{batch}, {queries}]" + ("" if keys == queries else f" or [{batch}, {keys}]")
+            result.warnings.append(f"token_mask has shape {[*tokens.shape]}, which is not {fits}: it is not used")
         for statistic in self.own:
             self._measure_own(statistic, record, result.partial)
         for head in range(record.shape[1]):

@@ -6,6 +6,7 @@ import contextlib
 import fnmatch
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -85,6 +86,7 @@ class AttentionProbe:
             raise ConfigurationError(f"grad_scaler needs get_scale(), as torch.amp.GradScaler has; got {grad_scaler!r}")
         self.model, self.every_n_steps, self.action, self.strict = model, every_n_steps, action, strict
         self.writers = writer_list(writers)
+        self._working = [*self.writers]  # those that never failed
         self.engine = AlarmEngine(resolve(alarms), uninformed_loss=uninformed_loss, strict=strict)
         self.should_stop = False
         chosen, watched = select(statistics), patterns(model, "layers", layers)
@@ -106,6 +108,7 @@ class AttentionProbe:
         self._step = 0  # the training loop's own count of the step under way
         self._said: set[str] = set()
         self._closed = False
+        weakref.finalize(self, self._collector.discard)  # a probe that nobody closed must not watch for ever
         self.begin()
 
     def step(self, loss: Tensor | float | None = None) -> StepReport | None:
@@ -233,11 +236,14 @@ class AttentionProbe:
             self._say(f"alarm {rule!r}: switched off after {type(error).__name__}: {error}")
         self.engine.failures.clear()
         self._act(report)
-        for writer in [*self.writers]:
-            with self._guard(f"{type(writer).__name__}, which is switched off"):
-                self.writers.remove(writer)  # for good, unless it succeeds
+        for writer in [*self._working]:
+            try:
                 writer.write(report)
-                self.writers.append(writer)
+            except Exception as error:
+                self._working.remove(writer)
+                if self.strict:
+                    raise
+                self._say(f"error in {type(writer).__name__}, which is switched off: {type(error).__name__}: {error}")
         return report
 
     def _collect(self, loss: float) -> StepReport:
@@ -285,7 +291,7 @@ def analyze(
     maps: Names = (),
     alarms: AlarmRule | str | Iterable[AlarmRule | str] = (),
 ) -> StepReport:
-    """Every head's statistics on one batch, leaving no trace on the model.
+    """Every head's statistics on one batch; afterwards the model is as it was.
 
     Args:
         model: the model that the closure runs.
@@ -293,7 +299,8 @@ def analyze(
         layers, statistics, maps, alarms: as for ``AttentionProbe``.
 
     Returns:
-        The report; gradients, buffers, random state and training mode are as before.
+        The report; the model's gradients and buffers, torch's random state and the training mode are as before.
+        What else the closure reaches (gradients of other tensors, an optimizer inside backward) is not restored.
 
     Raises:
         NoAttentionError: no attention call was seen.

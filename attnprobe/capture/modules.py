@@ -154,6 +154,7 @@ class Watch:
         with torch._C.DisableTorchFunction():  # looking at a tensor is a call as well, when the mode is on
             inputs = _inputs(args)
             wanted = self.without_grad or (torch.is_grad_enabled() and not _runs_fused(module, inputs))
+            wanted = wanted and torch._C._get_tracing_state() is None  # a trace would record what we do
             sequences = tuple((id(x), x.shape) for x in inputs if x.is_floating_point() and x.ndim in (2, 3))
         running.entries.append(Entry(id(module), name, sequences, position, wanted != running.on, running.on))
         if wanted != running.on:

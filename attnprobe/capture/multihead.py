@@ -6,6 +6,7 @@ import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.nn.functional as F
 
 from attnprobe.capture.registry import around
@@ -28,7 +29,10 @@ def _multihead(session: Session, function: Callable[..., Any], args: tuple[Any, 
     if function is not F.multi_head_attention_forward:
         return function(*args, **kwargs)
     given = dict(zip(F.multi_head_attention_forward.__code__.co_varnames, args, strict=False)) | kwargs
-    with session.hint(heads=given["num_heads"], self_attention=given["query"] is given["key"]), session.mode:
+    query, key = given["query"], given["key"]
+    # Layers often normalise, or add positions, once for the query and once for the key: then only the numbers tell.
+    same = query is key or (query.shape == key.shape and bool(torch.equal(query, key)))
+    with session.hint(heads=given["num_heads"], self_attention=same), session.mode:
         return _opened()(*args, **kwargs)
 
 

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from attnprobe.capture import multihead, sdpa, softmax  # noqa: F401  (they register their handlers)
 from attnprobe.capture.call import Call, Layout
+from attnprobe.capture.eager import force_eager, release
 from attnprobe.capture.hold import Held
 from attnprobe.capture.modules import Position, Watch
 from attnprobe.capture.registry import AFTER, AROUND
@@ -28,6 +29,7 @@ REPEATED = "backward ran more than once through the same forward pass"
 FROZEN = "no gradient reaches it: its inputs and weights are frozen"
 SILENT = "no backward reached it before the step ended"
 CHANGED = "its inputs or scores were changed in place before the backward pass reached it"
+TRANSFORMED = "it ran inside a torch.func transform (grad, vmap ...), which has no backward pass to hook into"
 UNRECORDED = (
     "no gradient was recorded: it runs under no_grad, or in a bare function under reentrant activation checkpointing"
 )
@@ -97,6 +99,7 @@ class Session:
         self.live = True
         # Within one step a layer is held in every pass or in none: checkpointing counts what is saved.
         self._off = frozenset(self.problems)
+        force_eager(self)
         self.watch.start()
 
     def stop(self) -> None:
@@ -106,6 +109,7 @@ class Session:
         exception on its way out of the training loop settles it.
         """
         self.live = False
+        release(self)
         if sys.exc_info()[0] is not None:
             self._owed.clear()
         if not self._needed():
@@ -138,8 +142,9 @@ class Session:
         if not any(fnmatch.fnmatchcase(module, pattern) for pattern in self.layers) or module in self._off:
             return
         seen = Seen(module, index, self.watch.order[module])
-        if not (self.forward_only or torch.is_grad_enabled()):
-            seen.reason = UNRECORDED
+        transformed = torch._C._functorch.peek_interpreter_stack() is not None
+        if transformed or not (self.forward_only or torch.is_grad_enabled()):
+            seen.reason = TRANSFORMED if transformed else UNRECORDED
             self.seen.append(seen)
             return
         if not running.replayed:
@@ -183,11 +188,11 @@ class Session:
         if not inputs:
             return None
         (first, shape), *others = inputs
-        alike = {size for other, size in others if other != first and size[:-1] == shape[:-1]}
-        if shape in alike:
-            return False
-        # As many tokens of another width: a memory, or features of the same tokens. A square one is a mask.
-        return None if any(size[-2] != size[-1] for size in alike) else True
+        alike = {other: size for other, size in others if other != first and size[:-1] == shape[:-1]}
+        if list(alike.values()) == [shape]:
+            return False  # a memory
+        # As many tokens again: their projections, or features of theirs. Square and of another width: a mask.
+        return None if any(size == shape or size[-2] != size[-1] for size in alike.values()) else True
 
     def _arrived(self, seen: Seen, layout: Layout, held: Held, output: Held, error: Tensor) -> None:
         self._owed.discard(held)

@@ -180,15 +180,20 @@ def _dropout(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[
 @after("add", "add_")
 def _add(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     terms = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-    masks = tuple(x.detach() for x in terms if x.ndim >= 2 and x not in session.tags)
-    _pass_on(session, result, terms, masks=masks)
+    _pass_on(session, result, terms, masks=_added(session, terms, kwargs.get("alpha", 1)))
+
+
+def _added(session: Session, terms: list[Tensor], factor: float) -> tuple[Tensor, ...]:
+    """What was added to the scores, as masks; a single number hides nobody."""
+    others = [x.detach() for x in terms if x.ndim and x not in session.tags]
+    return tuple(others if factor == 1 else [x * factor for x in others])
 
 
 @after("sub", "sub_", "subtract")
 def _subtract(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     scores, *others = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     if scores in session.tags:
-        _pass_on(session, result, (scores,), masks=tuple(-x.detach() for x in others if x.ndim >= 2))
+        _pass_on(session, result, (scores,), masks=_added(session, others, -kwargs.get("alpha", 1)))
 
 
 @after("masked_fill", "masked_fill_")

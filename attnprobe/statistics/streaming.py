@@ -31,6 +31,7 @@ def measure(record: AttentionRecord, statistics: Sequence[Statistic]) -> Partial
     """
     with torch.autocast(record.value.device.type, enabled=False):
         names = {statistic.name for statistic in statistics}
+        record, size = _unit_error(record)
         lost = record.output is None
         if lost:
             record = replace(record, output=context(record))
@@ -40,7 +41,33 @@ def measure(record: AttentionRecord, statistics: Sequence[Statistic]) -> Partial
         partial = families.partial(sums, names)
         if lost or record.dropout:  # then u . o and sum alpha b have nothing to say about each other
             del partial["residual.sum"], partial["residual.count"]
+        for name, power in _POWERS_OF_ERROR.items():
+            if name in partial:
+                partial[name] = partial[name] * size**power
         return partial
+
+
+#: How partial results grow with the error signal.
+_POWERS_OF_ERROR = {
+    "head_importance.sum": 1,
+    "advantage_max.max": 1,
+    "advantage_std.sum": 2,
+    "score_grad_norm.sum": 2,
+    "value_grad_norm.sum": 2,
+    "error_norm.sum": 2,
+    "residual.sum": 2,
+}
+
+
+def _unit_error(record: AttentionRecord) -> tuple[AttentionRecord, Tensor]:
+    """The record with errors of about 1, whose squares neither vanish nor overflow, and the power of two between."""
+    one = torch.ones((), dtype=torch.float64, device=record.value.device)
+    if record.error is None or record.error.numel() == 0:
+        return record, one
+    error = record.error.to(torch.promote_types(record.error.dtype, torch.float32))
+    exponent = torch.frexp(error.abs().amax())[1]
+    exponent = exponent.clamp(-100, 100)  # NaN, Inf and 0 have no exponent to speak of
+    return replace(record, error=torch.ldexp(error, -exponent)), torch.ldexp(one, exponent)
 
 
 def first_pass(record: AttentionRecord, names: set[str]) -> tuple[Scores, Sums]:

@@ -61,7 +61,7 @@ def describe(runs: list[Run], result: dict[str, Any], directory: Path, picture: 
     alarms = [f"  {run.name}: {alarm}" for run in runs for alarm in run.alarms]
     lines = [
         "",
-        f"Sticky Markov task, {result['protocol']} protocol: {len(result['thresholds'])} seed(s), "
+        f"Sticky Markov task, {result['protocol']} protocol: {_count(len(result['thresholds']), 'seed')}, "
         f"T = {result['length']}, {result['steps']} steps, {result['seconds']:.0f} s",
         "",
         f"Each head, at the first probe (step {first.step}) -> at the last (step {last.step}):",
@@ -86,7 +86,8 @@ def _comparison(result: dict[str, Any]) -> list[str]:
         rows.append(f"{name:22}{_spread(values[0]):>16}{_spread(values[1]):>18}{_spread(values[2]):>28}")
     reached = [step for step in result["steps_to_sgd_loss"] if step is not None]
     count, steps = len(result["steps_to_sgd_loss"]), result["steps"]
-    against = "the mean over seeds of SGD's final loss" if result["protocol"] == "authors" else "its own seed's SGD"
+    against = "SGD's final training loss"
+    against += " (mean over seeds)" if result["protocol"] == "authors" else " (of the same seed)"
     lines = ["", "At the end (mean +- standard deviation over seeds; the lowest possible loss is "]
     lines[-1] += f"{entropy_rate(result['protocol']):.4f}, knowing nothing costs 2.0794):"
     lines += [*rows, ""]
@@ -94,20 +95,25 @@ def _comparison(result: dict[str, Any]) -> list[str]:
         return [*lines, f"No EM-like run got below {against} within {steps} steps: no speed-up here."]
     mean = statistics.fmean(reached)
     lines.append(
-        f"EM-like gets below the final training loss of {against} in {_spread(reached, 0)} of {steps} steps "
+        f"EM-like gets below {against} in {_spread(reached, 0)} of {steps} steps "
         f"({len(reached)} of {count} runs): {steps / max(mean, 1):.1f} times sooner."
     )
     then = [value for value in result["entropy_at_threshold"] if value is not None]
-    sharper = statistics.fmean(then) < statistics.fmean(result["final_entropy"]["sgd"])
+    entropies = statistics.fmean(then), statistics.fmean(result["final_entropy"]["sgd"])
+    difference = entropies[0] - entropies[1]
+    diffuse = "as diffuse as" if abs(difference) < 0.002 else f"{'more' if difference > 0 else 'less'} diffuse than"
     lines += [
-        f"At that loss its attention is {'sharper' if sharper else 'more diffuse'} than SGD's: "
-        f"entropy {statistics.fmean(then):.3f} against {statistics.fmean(result['final_entropy']['sgd']):.3f}.",
+        f"At that loss its attention is {diffuse} SGD's: entropy {entropies[0]:.3f} against {entropies[1]:.3f}.",
         "What this shows: with this base rate, a ten times larger value rate reaches the same loss sooner.",
         "What it does not show: that values have to be the ones. The total step is larger too, and this run has no",
-        "arm with a larger rate for everything, or with a tuned one; nor do "
-        f"{count} seed(s) make a confidence interval.",
+        "arm with a larger rate for everything, or with a tuned one. "
+        f"{_count(count, 'seed')} {'is' if count == 1 else 'are'} no confidence interval.",
     ]
     return lines
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _spread(values: list[float], digits: int = 4) -> str:
