@@ -14,10 +14,9 @@ DEAD, SEEN_BY, CHOICE, SPREAD = 0.02, 8, 8, 1e-3
 
 def partial(sums: Sums, names: set[str]) -> Partial:
     """The partial results of the named statistics and of what validity needs."""
-    rows = sums.rows
+    choosing = sums.rows & (sums.visible_keys >= 2)
     result: Partial = {"masked_rows.sum": (sums.visible_keys == 0).sum()[None].double()}
-    result |= _norms(sums) | _routing(sums, rows & (sums.visible_keys >= 2)) | _columns(sums)
-    result |= _gradients(sums, rows & (sums.visible_keys >= 2)) | _nonfinite(sums)
+    result |= _norms(sums) | _routing(sums, choosing) | _columns(sums) | _gradients(sums, choosing) | _nonfinite(sums)
     if names & {"head_similarity", "output_stable_rank"}:
         result |= _output_gram(sums)
     wanted = {*names, "residual", "masked_rows", "error_norm", "advantage_std", "value_square", "output"}

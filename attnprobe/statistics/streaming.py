@@ -97,9 +97,7 @@ def _row_sums(scores: Scores, items: Items, seen: Tensor | None = None) -> tuple
             number[:, rows] += visible.sum(-1)
             added[:, rows] += (tile * visible).sum(-1)
         if seen is not None:
-            seen[items.index, columns] |= (
-                torch.ones_like(tile[:, 0]).bool() if visible is None else visible.amax(-2) > 0
-            )
+            seen[items.index, columns] |= True if visible is None else visible.amax(-2) > 0
         top = torch.maximum(largest[:, rows], tile.amax(-1))
         total[:, rows] *= (largest[:, rows] - top).exp2()
         total[:, rows] += (tile - top[..., None]).exp2_().sum(-1)

@@ -14,10 +14,10 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from attnprobe import AttentionProbe
 from attnprobe.capture.session import FROZEN, REPEATED, SILENT, UNRECORDED
 from attnprobe.errors import AttnProbeWarning
-from tests.capture.conftest import torch_state
 from tests.capture.models import WIDTH, Attention, Multihead, bmm, explicit, loss_of, sdpa, tokens
 from tests.capture.reference import names, session
 from tests.capture.training import assert_same_training
+from tests.global_state import global_state
 
 ATTENTION: dict[str, Callable[[], nn.Module]] = {
     "sdpa": lambda: Attention(sdpa(is_causal=True)),
@@ -231,23 +231,23 @@ def test_stopped_between_forward_and_backward(region: Any) -> None:
     plain = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
 
-    before = torch_state()
+    before = global_state()
     with session(model) as watching:
         loss = loss_of(model(*batch))
     loss.backward()
     assert {call.reason for call in watching.seen} == {SILENT}
     assert all(map(torch.equal, plain, [p.grad for p in model.parameters() if p.grad is not None]))
-    assert torch_state() == before
+    assert global_state() == before
 
 
 def test_stopped_before_a_backward_that_never_comes() -> None:
     model, batch = Checkpointed(ATTENTION["sdpa"], a_module, use_reentrant=False), tokens()
-    before = torch_state()
+    before = global_state()
     with session(model):
         loss = loss_of(model(*batch))
     del loss
     model(*batch)
-    assert torch_state() == before
+    assert global_state() == before
 
 
 @pytest.mark.parametrize("region", [a_module, a_method, nested, a_function])

@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from attnprobe import AttentionProbe
 from attnprobe.capture.session import SILENT
-from tests.capture.conftest import torch_state
 from tests.capture.models import Attention, Model, Multihead, bmm, loss_of, sdpa, tokens
 from tests.capture.reference import names, session
+from tests.global_state import global_state
 
 
 class Interrupted(BaseException):
@@ -62,25 +62,25 @@ def fail(model: nn.Module, trap: Trap, error: BaseException) -> None:
 @each_error
 @pytest.mark.parametrize("attention", [lambda: Attention(bmm), lambda: Multihead(batch_first=True)])
 def test_forward_that_raises(attention: Callable[[], nn.Module], error: BaseException) -> None:
-    before = torch_state()
+    before = global_state()
     model, trap = trapped(attention)
     with session(model):
         fail(model, trap, error)
-    assert torch_state() == before
+    assert global_state() == before
     probe = AttentionProbe(model)
     fail(model, trap, error)
     probe.close()
-    assert torch_state() == before
+    assert global_state() == before
 
 
 @each_error
 def test_error_that_leaves_the_with_block(error: BaseException) -> None:
-    before = torch_state()
+    before = global_state()
     model, trap = trapped()
     trap.error = error
     with pytest.raises(type(error)), AttentionProbe(model):
         model(*tokens())
-    assert torch_state() == before
+    assert global_state() == before
 
 
 @each_error
@@ -146,7 +146,7 @@ def test_recomputation_that_raises(error: BaseException, reentrant: bool) -> Non
                 x = x + checkpoint(layer, x, use_reentrant=reentrant)
             return x
 
-    before = torch_state()
+    before = global_state()
     model = Recomputed(lambda: Trap(Attention(sdpa())))
     trap = model.layers[0]
 
@@ -158,11 +158,11 @@ def test_recomputation_that_raises(error: BaseException, reentrant: bool) -> Non
 
     with pytest.raises(type(error)):
         train()
-    assert torch_state() == before
+    assert global_state() == before
 
 
 def test_exception_in_the_backward_pass() -> None:
-    before = torch_state()
+    before = global_state()
     model = Model(lambda: Attention(sdpa()))
     with session(model) as watching:
         output = model(*tokens())
@@ -171,7 +171,7 @@ def test_exception_in_the_backward_pass() -> None:
             loss_of(output).backward()
         hook.remove()
     assert {call.reason for call in watching.seen} == {SILENT}
-    assert torch_state() == before
+    assert global_state() == before
 
 
 def raising(error: BaseException, gradient: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from attnprobe.capture.modules import module_names
 from attnprobe.capture.session import CHANGED, FROZEN, REPEATED, SILENT, UNRECORDED
 from attnprobe.errors import AttnProbeWarning
 from attnprobe.statistics.dense import dense_parts
-from tests.capture.conftest import torch_state
 from tests.capture.models import (
     HEADS,
     WIDTH,
@@ -35,6 +34,7 @@ from tests.capture.models import (
 )
 from tests.capture.reference import names, session
 from tests.capture.training import assert_same_training
+from tests.global_state import global_state
 
 ATTENTION: dict[str, Callable[[], nn.Module]] = {
     "sdpa": lambda: Attention(sdpa(is_causal=True)),
@@ -404,12 +404,12 @@ def test_two_sessions_on_one_model(attention: Callable[[], nn.Module], part: str
         run(model)
     for order in (model, inner), (inner, model):
         with session(order[0]) as first, session(order[1]) as second:
-            before = torch_state()
+            before = global_state()
             run(model)
-            assert torch_state() == before  # also while both are there
+            assert global_state() == before  # also while both are there
             with torch.no_grad():
                 model(*tokens())
-            assert torch_state() == before
+            assert global_state() == before
         outer, other = (first, second) if order[0] is model else (second, first)
         assert names(outer.seen) == names(alone.seen)
         assert len(other.seen) == (1 if part == "layers.1" else 2)
@@ -459,12 +459,12 @@ def test_user_modes_and_hooks_stay_where_they_are() -> None:
 
     handle = nn.modules.module.register_module_forward_hook(lambda *args: None)
     try:
-        before = torch_state()
+        before = global_state()
         model = Inner(ATTENTION["multihead"])
         with Counting(), session(model) as watching:
             run(model)
         assert names(watching.seen) == ["layers.0.attn", "layers.1.attn"]
-        assert torch_state() == before
+        assert global_state() == before
         assert Counting.count
     finally:
         handle.remove()

@@ -1,15 +1,12 @@
-"""Both packages, their noise filtered narrowly, and proof that nothing global is left behind."""
+"""Both packages, their noise filtered narrowly."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
-
-from tests.probe.models import global_state
 
 NOISE = [
     "ignore:The 'train_dataloader' does not have many workers",
@@ -34,8 +31,5 @@ def package(request: pytest.FixtureRequest) -> ModuleType:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    before = global_state()
+def seed() -> None:
     torch.manual_seed(0)
-    yield
-    assert global_state() == before

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 import attnprobe as ap
 from attnprobe.alarms import above, head_values
 from attnprobe.lightning import AttentionMonitor
+from tests.global_state import global_state
 from tests.lightning.training import Run, loader, module_class, said
-from tests.probe.models import batch, global_state
+from tests.probe.models import batch
 
 
 @dataclass(frozen=True, kw_only=True)

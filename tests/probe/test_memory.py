@@ -9,7 +9,8 @@ import psutil
 import torch
 
 import attnprobe as ap
-from tests.probe.models import batches, global_state, loss_of, net
+from tests.global_state import global_state
+from tests.probe.models import batches, loss_of, net
 
 
 def live_tensors() -> int:

@@ -7,7 +7,8 @@ import torch
 
 import attnprobe as ap
 from attnprobe.catalog import STATISTICS
-from tests.probe.models import KINDS, batch, global_state, loss_of, net, run
+from tests.global_state import global_state
+from tests.probe.models import KINDS, batch, loss_of, net, run
 
 GRADIENT = [
     "advantage_std", "relative_advantage_std", "advantage_max", "advantage_alignment", "score_grad_norm",
