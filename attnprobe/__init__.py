@@ -33,6 +33,7 @@ _HOME = {
     "Writer": "attnprobe.writers",
     "WriterError": "attnprobe.errors",
     "analyze": "attnprobe.probe",
+    "register_attention": "attnprobe.capture.kernels",
 }
 
 __all__ = [*_HOME, "__version__"]
@@ -40,6 +41,7 @@ __all__ = [*_HOME, "__version__"]
 if TYPE_CHECKING:
     from attnprobe.alarms import DEFAULT_ALARMS as DEFAULT_ALARMS
     from attnprobe.alarms import AlarmRule as AlarmRule
+    from attnprobe.capture.kernels import register_attention as register_attention
     from attnprobe.catalog import STATISTICS as STATISTICS
     from attnprobe.catalog import Statistic as Statistic
     from attnprobe.errors import AttnProbeError as AttnProbeError

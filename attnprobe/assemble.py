@@ -41,7 +41,16 @@ def _notes(record: AttentionRecord) -> list[str]:
     """How the numbers of a call are to be read."""
     notes = []
     if record.dropout:
-        notes.append(f"attention dropout {record.dropout:g}: statistics are those of the weights before dropout")
+        which = "routing statistics are of the weights before dropout, gradient statistics of the weights as dropped"
+        if record.kept is None:
+            which = "statistics are those of the weights before dropout"
+        notes.append(f"attention dropout {record.dropout:g}: {which}")
+    if record.sink is not None:
+        notes.append("a learned sink takes part in the softmax: it counts as one more key without a column")
+    if record.error is None:
+        notes.append("no error signal: statistics of errors and gradients are NaN")
+    if record.query is None:
+        notes.append("queries and keys unknown: their norms are NaN")
     if record.self_attention is None:
         notes.append(
             "self- or cross-attention unknown: statistics of position are NaN, and queries that are padding count"

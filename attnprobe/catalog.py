@@ -7,6 +7,11 @@ Code, documentation, TensorBoard descriptions and tests read this table. Convent
   ``A_ij = -(b_ij - E_i)`` advantage, ``dS_ij = alpha_ij (b_ij - E_i)`` score gradient.
 - ``n_i`` is the number of keys visible to query ``i``; ``R`` are the rows (queries) that are not
   padding and have ``n_i >= 2``. Padding counts nowhere.
+- Where it is known which weights survived dropout with probability p, ``b_ij = M_ij u_i . v_j`` with
+  ``M_ij = kept_ij / (1 - p)``, and the value gradient is that of ``alpha_ij M_ij``; all else is about the
+  weights before dropout.
+- A learned sink is one more visible key with ``b = 0``, which has no position and no column.
+- Where the model used the log-sum-exp of the scores, its gradient ``g_i`` is added to ``b_ij - E_i``.
 - ``usage_j = sum_i alpha_ij / sum_{i sees j} 1/n_i``: 1 for uniform attention wherever ``j`` stands.
 """
 

@@ -24,10 +24,11 @@ from attnprobe.statistics.reduce import Partial
 from attnprobe.statistics.streaming import measure
 
 NOTHING = (
-    "no attention call was seen. Looked for F.scaled_dot_product_attention, softmax(query @ key^T) @ value written "
-    "out, and nn.MultiheadAttention, in forward passes that run as calls of {model} or of its modules with "
-    "gradients enabled. Not visible: TorchScript, torch.func transforms, kernels of your own, and functions "
-    "called outside any module{only}"
+    "no softmax attention was seen. Looked for F.scaled_dot_product_attention, FlexAttention, "
+    "softmax(query @ key^T) @ value written out, nn.MultiheadAttention and kernels given to "
+    "attnprobe.register_attention, in forward passes that run as calls of {model} or of its modules with gradients "
+    "enabled. Recurrent, state-space and linear-attention layers have no attention weights; TorchScript, unregistered "
+    "kernels and functions called outside any module are not visible{only}"
 )
 EMPTY = "its input was empty"
 ALL_OFF = "every attention layer that was called is switched off after an error"
@@ -43,6 +44,7 @@ class Collector:
         maps: glob patterns of layers, or ``layer:head``, whose pictures go into the report.
         grad_scaler: its ``get_scale()`` is what errors arrive multiplied by.
         forward_only: measure without a backward pass.
+        include_frozen: measure calls that no gradient will reach without one.
         strict: let exceptions of the probe itself through.
     """
 
@@ -56,6 +58,7 @@ class Collector:
         grad_scaler: Any = None,
         reference: Reference | None = None,
         forward_only: bool = False,
+        include_frozen: bool = False,
         strict: bool = False,
     ) -> None:
         self.model, self.layers, self.maps = model, tuple(layers), tuple(maps)
@@ -67,7 +70,8 @@ class Collector:
                     f"own statistic {own.name!r} is a sum and a count per head: it needs level='head' and "
                     f"reduce='mean', 'root' or 'norm', got {own.level!r} and {own.reduce!r}"
                 )
-        self.grad_scaler, self.forward_only, self.strict = grad_scaler, forward_only, strict
+        self.grad_scaler, self.strict = grad_scaler, strict
+        self.forward_only, self.include_frozen = forward_only, include_frozen
         self.reference = reference
         self.rows: list[str] = []  # layers in order of first sight
         self.repeated: set[str] = set()  # modules that were called more than once in a forward pass
@@ -82,7 +86,12 @@ class Collector:
         """Begin to watch."""
         self._scale = None
         self.session = Session(
-            self.model, self._receive, layers=self.layers, forward_only=self.forward_only, strict=self.strict
+            self.model,
+            self._receive,
+            layers=self.layers,
+            forward_only=self.forward_only,
+            include_frozen=self.include_frozen,
+            strict=self.strict,
         )
         self.session.problems = self.problems
         self.session.start()

@@ -53,7 +53,8 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
 
     Args:
         every_n_steps: distance between probes, in optimizer steps.
-        layers, statistics, maps, alarms, uninformed_loss, reference_batch, strict: as for ``AttentionProbe``.
+        layers, statistics, maps, alarms, uninformed_loss, reference_batch, include_frozen, strict: as for
+            ``AttentionProbe``.
         writers: further writers, besides the trainer's loggers.
         action: what a new alarm does: ``"record"`` it, ``"warn"``, or ``"stop"`` the training cleanly.
 
@@ -76,6 +77,7 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
         action: Literal["record", "warn", "stop"] = "warn",
         uninformed_loss: float | None = None,
         reference_batch: Any = None,
+        include_frozen: bool = False,
         strict: bool = False,
     ) -> None:
         super().__init__()
@@ -90,6 +92,7 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
             "action": action,
             "uninformed_loss": uninformed_loss,
             "reference_batch": reference_batch,
+            "include_frozen": include_frozen,
             "strict": strict,
         }
         self.probe: AttentionProbe | None = None

@@ -59,6 +59,7 @@ class AttentionProbe:
         reference_batch: a batch on which every probe runs the model again, in evaluation mode, to measure
             ``attention_displacement`` and ``value_displacement`` since the probe before: a tensor, tuple or
             mapping for ``model(...)``, or a function that runs the forward pass.
+        include_frozen: measure the routing of layers that no gradient reaches; the rest is NaN there.
         strict: raise errors, and why a step cannot be measured, instead of warning once.
 
     Raises:
@@ -79,6 +80,7 @@ class AttentionProbe:
         grad_scaler: Any = None,
         uninformed_loss: float | None = None,
         reference_batch: Any = None,
+        include_frozen: bool = False,
         strict: bool = False,
     ) -> None:
         check_options(every_n_steps, action)
@@ -102,6 +104,7 @@ class AttentionProbe:
             patterns(model, "maps", maps),
             grad_scaler=grad_scaler,
             reference=None if reference_batch is None else Reference(model, reference_batch, watched),
+            include_frozen=include_frozen,
             strict=strict,
         )
         self._count, self._next, self._probes = 0, 0, 0  # steps done, step to probe next, probes done
@@ -163,7 +166,7 @@ class AttentionProbe:
         Gradients, buffers, random state and training mode are as before afterwards.
 
         Raises:
-            NoAttentionError: no attention call was seen.
+            NoAttentionError: no softmax attention was seen.
             InvalidStepError: attention was seen, but could not be measured; the message says why.
         """
         training = self._collector
@@ -303,7 +306,7 @@ def analyze(
         What else the closure reaches (gradients of other tensors, an optimizer inside backward) is not restored.
 
     Raises:
-        NoAttentionError: no attention call was seen.
+        NoAttentionError: no softmax attention was seen.
         InvalidStepError: attention was seen, but could not be measured; the message says why.
     """
     collector = Collector(

@@ -28,13 +28,14 @@ ALLOWED = {
     "collect": FLOOR | {"capture", "statistics", "preserve", "reference", "assemble"},
     "probe": FLOOR | {"capture", "alarms", "writers", "collect", "preserve", "reference"},
     "lightning": FLOOR | {"alarms", "writers", "probe"},
+    "huggingface": FLOOR | {"alarms", "writers", "probe"},
     "experiments": FLOOR | {"alarms", "writers", "probe", "lightning", "schedules"},
     "cli": FLOOR | {"experiments"},
-    "__init__": FLOOR | {"alarms", "writers", "probe"},
+    "__init__": FLOOR | {"alarms", "capture", "writers", "probe"},
 }
 PUBLIC = {
     "AlarmRule", "Alarm", "AttentionProbe", "AttentionRecord", "ConsoleWriter", "DEFAULT_ALARMS", "JSONLWriter",
-    "MemoryWriter", "STATISTICS", "Statistic", "StepReport", "TensorBoardWriter", "Writer", "analyze",
+    "MemoryWriter", "STATISTICS", "Statistic", "StepReport", "TensorBoardWriter", "Writer", "analyze", "register_attention",
 }  # fmt: skip
 
 

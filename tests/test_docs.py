@@ -9,7 +9,7 @@ import pytest
 from attnprobe import STATISTICS
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/alarms.md")
+PAGES = ("README.md", "docs/alarms.md", "docs/kernels.md")
 
 
 def _blocks(page: str) -> list[str]:

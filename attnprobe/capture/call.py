@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attnprobe.record import AttentionRecord
@@ -20,6 +21,8 @@ class Layout:
         ndim: number of dimensions of the call's queries or logits: a mask is aligned to it from the right.
         heads: number of heads where the leading dimension is ``B * H``.
         arrange: brings the model's output, and its gradient, to ``[..., T, E]``.
+        heads_before_blocks: whether five dimensions are ``[B, H, blocks, T, E]``.
+        replay: computes the weights as dropped ``[..., T, S]`` from the tensors of the call.
         tokens: ``[B, T]`` boolean, the user's word on which tokens are real.
     """
 
@@ -27,11 +30,19 @@ class Layout:
     ndim: int
     heads: int | None = None
     arrange: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    heads_before_blocks: bool = False
+    replay: Callable[[Mapping[str, Tensor]], Tensor | None] | None = None
     tokens: Tensor | None = None
 
     def record(self, tensors: Mapping[str, Tensor], error: Tensor | None) -> AttentionRecord:
         """The call as a record; ``error`` and ``tensors["output"]`` are in the model's layout."""
         parts: dict[str, Any] = dict(tensors)
+        if self.replay is not None and (dropped := self.replay(tensors)) is not None:
+            parts["dropped"] = dropped
+        if (shift := parts.pop("shift", None)) is not None:
+            parts |= {name: parts[name] + shift for name in ("logits", "sink") if name in parts}
+        if "dropped" in parts:
+            parts["kept"] = parts.pop("dropped") != 0
         if "output" in parts:
             parts["output"] = self.arrange(parts["output"])
         if error is not None:
@@ -45,13 +56,19 @@ class Layout:
             for name, x in parts.items():
                 shared = name in ("key", "value") or x.shape[1:3] == (1, 1)
                 parts[name] = x.squeeze(2) if shared else x.expand(-1, *groups, -1, -1).flatten(1, 2)
+        if self.heads_before_blocks:
+            parts = {name: x.transpose(1, 2) for name, x in parts.items()}
         if parts[model].ndim > 4:  # the leading dimensions are about to become one, which cannot be broadcast
             parts = {name: x.expand(*parts[model].shape[:-3], *x.shape[-3:]) for name, x in parts.items()}
         parts = {name: split_heads(x, self.heads) for name, x in parts.items()}
         batch, heads = parts[model].shape[:2]
         for name in parts.keys() - {"mask"}:
             parts[name] = parts[name].expand(batch, -1 if name in ("key", "value") else heads, -1, -1)
+        for name in parts.keys() & {"sink", "lse_error"}:
+            parts[name] = parts[name].expand(-1, -1, parts[model].shape[2], -1)[..., 0]
         record = AttentionRecord(**parts, **self.facts)
+        if record.self_attention is None and _reads_backwards(record):
+            record = replace(record, self_attention=True)
         if self.tokens is None:
             return record
         batch, _, _, queries, keys = record.shape
@@ -68,15 +85,37 @@ class Call:
 
     Attributes:
         output: per-head context as the model has it; its gradient is the error ``u``.
-        tensors: ``query``, ``key``, ``value``, ``mask``, ``logits`` (those known), ``[..., T or S, X]``.
+        tensors: ``query``, ``key``, ``value``, ``mask``, ``logits`` (those known), ``[..., T or S, X]``; further
+            ``sink`` and ``shift``, what was taken off the logits, ``[..., T, 1]``, and ``dropped``, the weights as
+            they met the values.
         layout: how to read them.
         intact: whether they still are what the attention used.
+        lse: the log-sum-exp of the scores, where the kernel hands it out and a gradient may come back that way;
+            ``lse_unit`` is the unit that it is in, in nats.
     """
 
     output: Tensor
     tensors: Mapping[str, Tensor]
     layout: Layout = field(default_factory=lambda: Layout({}, 4))
     intact: bool = True
+    lse: Tensor | None = None
+    lse_unit: float = 1.0
+
+
+def _reads_backwards(record: AttentionRecord) -> bool:
+    """Whether a mask hides every later key, for which only tokens that attend to each other have a reason."""
+    _, _, _, queries, keys = record.shape
+    if queries != keys or queries < 2:
+        return False
+    index = torch.arange(queries - 1, device=record.value.device)
+    if record.mask_mod is not None:
+        zero = index.new_zeros(())
+        return not bool(record.mask_mod(zero, zero, index, index + 1).any())
+    if record.mask is None or record.mask.shape[-2:] != (queries, keys):
+        return False
+    mask = record.mask
+    hidden = ~mask if mask.dtype == torch.bool else mask <= (mask.amin().clamp(max=-50.0))
+    return bool((hidden | torch.ones_like(hidden).tril()).all())
 
 
 def split_heads(tensor: Tensor, heads: int | None) -> Tensor:

@@ -33,33 +33,49 @@ def _bring(tensor: Tensor, letters: str, wanted: str) -> Tensor:
     return tensor
 
 
-def score_operands(equation: str, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Query ``[..., T, D]`` and key ``[..., S, D]`` of an equation that makes scores ``[..., t, s]``."""
+def score_operands(equation: str, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]] | None:
+    """The operands in the dimensions of the scores, their width last, and each one's own axis of the scores.
+
+    A product makes scores if each operand has an axis of its own and they share one that the result has not. Of two
+    own axes the last is taken: the other is the heads of queries that read one key head.
+    """
     letters = _letters(equation, left.ndim)
-    if letters is None or len(letters[2]) < 2 or left.ndim != len(letters[0]) or right.ndim != len(letters[1]):
+    if letters is None or left.ndim != len(letters[0]) or right.ndim != len(letters[1]):
         return None
     one, two, output = letters
-    t, s, lead = output[-2], output[-1], output[:-2]
     width = (set(one) & set(two)) - set(output)
-    if len(width) != 1 or (t in one) == (t in two) or (s in one) == (s in two) or (t in one) == (s in one):
+    first, second = ([c for c in output if c in part and c not in other] for part, other in ((one, two), (two, one)))
+    if len(width) != 1 or not first or not second or {*one, *two} - {*output, *width}:
         return None
     (d,) = width
-    if {*one, *two} - {*lead, t, s, d}:
-        return None
-    query, key = ((left, one), (right, two)) if t in one else ((right, two), (left, one))
-    return _bring(*query, lead + t + d), _bring(*key, lead + s + d)
+    own = (output.index(first[-1]) - len(output), output.index(second[-1]) - len(output))
+    return _bring(left, one, output + d), _bring(right, two, output + d), own
 
 
-def value_operands(equation: str, left: Tensor, value: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]] | None:
-    """Value ``[..., S, E]`` and how the output becomes ``[..., T, E]``, for weights ``[..., t, s]`` on the left."""
-    letters = _letters(equation, left.ndim)
-    if letters is None or len(letters[0]) < 2 or value.ndim != len(letters[1]):
+def value_operands(
+    equation: str, weights: Tensor, axis: int, value: Tensor, *, swapped: bool
+) -> tuple[Tensor, Callable[[Tensor], Tensor], list[int]] | None:
+    """How weights, softmaxed over ``axis``, meet values.
+
+    Returns:
+        value ``[..., S, E]``; how the output becomes ``[..., T, E]``; the permutation that brings the weights to
+        ``[..., T, S]``. None if the equation does something else.
+    """
+    letters = _letters(equation, (value if swapped else weights).ndim)
+    if letters is None:
         return None
-    weights, values, output = letters
-    lead, t, s = weights[:-2], weights[-2], weights[-1]
-    width = [c for c in values if c in output and c not in weights]
-    if len(width) != 1 or s not in values or s in output or t in values or t not in output:
+    one, two, output = letters
+    given, values = (two, one) if swapped else (one, two)
+    if len(given) != weights.ndim or len(values) != value.ndim:
         return None
+    s = given[axis]
+    rows = [c for c in given if c in output and c not in values]
+    width = [c for c in values if c in output and c not in given]
+    if len(width) != 1 or not rows or s not in values or s in output:
+        return None
+    t = rows[-1]  # the others are dimensions that the values do not have: one key head for several query heads
+    lead = "".join(c for c in given if c not in (s, t))
     if {*values} - {*lead, s, *width} or {*output} != {*lead, t, *width}:
         return None
-    return _bring(value, values, lead + s + width[0]), lambda tensor: _bring(tensor, output, lead + t + width[0])
+    order = [given.index(c) for c in lead + t + s]
+    return _bring(value, values, lead + s + width[0]), lambda tensor: _bring(tensor, output, lead + t + width[0]), order

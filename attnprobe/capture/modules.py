@@ -12,7 +12,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,13 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.utils.checkpoint import CheckpointFunction
+
+from attnprobe.capture.unseen import sequence_number
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _FUSED_AT_INFERENCE = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+_HEADS = ("num_heads", "n_heads", "n_head", "num_attention_heads", "heads", "nhead")
 _CHECKPOINT = torch.utils.checkpoint.__file__
 
 
@@ -55,7 +59,11 @@ class Position:
 
 @dataclass
 class Entry:
-    """A watched module that is running; ``toggled`` says whether its entry switched the mode on or off."""
+    """A watched module that is running; ``toggled`` says whether its entry switched the mode on or off.
+
+    ``inputs`` are identity and shape of the tensors that may be sequences of tokens, ``heads`` is what the module
+    says of itself, ``number`` is autograd's sequence number at the start.
+    """
 
     module: int
     name: str
@@ -63,6 +71,8 @@ class Entry:
     position: Position
     toggled: bool
     was_on: bool
+    heads: int | None
+    number: int
 
 
 @dataclass
@@ -99,14 +109,26 @@ class Watch:
     """Registers the hooks, keeps the stack and switches the mode, as long as it is ``needed``."""
 
     def __init__(
-        self, model: nn.Module, mode: TorchFunctionMode, needed: Callable[[], bool], *, without_grad: bool = False
+        self,
+        model: nn.Module,
+        mode: TorchFunctionMode,
+        needed: Callable[[], bool],
+        *,
+        opaque: Callable[[str, nn.Module], None],
+        left: Callable[[Entry, Any], None],
+        without_grad: bool = False,
     ) -> None:
         self.names = module_names(model)
-        self.mode, self.needed = mode, needed
+        self.root = next(iter(self.names.values()))
+        self.mode, self.needed, self.opaque, self.left = mode, needed, opaque, left
         self.without_grad = without_grad
-        self.order: dict[str, int] = {}  # module name -> rank of its first call
+        self._order: dict[str, int] = {}
         self._local = _Local()
         self._handles: list[Any] = []
+
+    def rank(self, name: str) -> int:
+        """Which module in order of first sight it is."""
+        return self._order.setdefault(name, len(self._order))
 
     @property
     def running(self) -> Running:
@@ -141,6 +163,8 @@ class Watch:
             self.stop()
             return
         name = self.names.get(id(module))
+        if name is None or isinstance(module, torch.jit.ScriptModule):
+            self.opaque(name or self.root, module)
         if name is None:
             return
         running, position = self.running, Position.here()
@@ -150,15 +174,17 @@ class Watch:
         if not running.entries:
             running.calls, running.task = {}, torch._C._current_graph_task_id()
             running.round += 1
-        self.order.setdefault(name, len(self.order))
+        if torch.is_grad_enabled() or self.without_grad or position.checkpoints:  # not in a validation pass
+            self.rank(name)
         with torch._C.DisableTorchFunction():  # looking at a tensor is a call as well, when the mode is on
             inputs = _inputs(args)
             wanted = self.without_grad or (torch.is_grad_enabled() and not _runs_fused(module, inputs))
             wanted = wanted and torch._C._get_tracing_state() is None  # a trace would record what we do
-            sequences = tuple((id(x), x.shape) for x in inputs if x.is_floating_point() and x.ndim in (2, 3))
-        running.entries.append(Entry(id(module), name, sequences, position, wanted != running.on, running.on))
-        if wanted != running.on:
-            self._switch(wanted)
+            floating = [(id(x), x.shape) for x in inputs if x.is_floating_point()]
+        sequences = tuple(x for x in floating if len(x[1]) in (2, 3) or len(floating) == 1)
+        heads = next((n for n in (getattr(module, name, None) for name in _HEADS) if isinstance(n, int)), None)
+        number = sequence_number()
+        self._push(Entry(id(module), name, sequences, position, wanted != running.on, running.on, heads, number))
 
     def _exit(self, module: nn.Module, args: Any, result: Any) -> None:
         entries = self.running.entries
@@ -168,7 +194,44 @@ class Watch:
             entry = entries.pop()
             self._leave(entry)
             if entry.module == id(module):
+                self.left(entry, result)
                 break
+
+    def _push(self, entry: Entry) -> None:
+        self.running.entries.append(entry)
+        if entry.toggled:
+            self._switch(not entry.was_on)
+
+    def resume(self) -> bool:
+        """Whether the bare function that runs under reentrant checkpointing will be watched when it runs again.
+
+        It runs without gradients now and, in the backward pass, outside of any module.
+        """
+        entry, frame = self.running.entries[-1], sys._getframe(1)
+        while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
+            frame = frame.f_back  # type: ignore[assignment]
+        if frame is None or entry.position.depth >= _depth(frame):
+            return False
+        context = frame.f_locals["ctx"]
+        if not isinstance(context.run_function, _Resumed):
+            context.run_function = _Resumed(self, entry, context.run_function)
+        return True
+
+    def rerun(self, entry: Entry, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """``function(*args)`` as a part of the module of ``entry``."""
+        running = self.running
+        if not self.needed() or running.on:
+            return function(*args)
+        if not running.entries:
+            running.calls, running.task = {}, torch._C._current_graph_task_id()
+            running.round += 1
+        self._push(replace(entry, position=Position.here(), toggled=True, was_on=False))
+        depth = len(running.entries)
+        try:
+            return function(*args)
+        finally:
+            while len(running.entries) >= depth:
+                self._leave(running.entries.pop())
 
     def _leave(self, entry: Entry) -> None:
         if entry.toggled:
@@ -180,6 +243,22 @@ class Watch:
         else:
             _withdraw(self.mode)
         self.running.on = on
+
+
+@dataclass(frozen=True)
+class _Resumed:
+    """A checkpointed function that takes its watcher along."""
+
+    watch: Watch
+    entry: Entry
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.watch.rerun(self.entry, self.function, args)
+
+
+def _depth(frame: Any) -> int:
+    return 1 + (_depth(frame.f_back) if frame.f_back else 0)
 
 
 def _withdraw(mode: TorchFunctionMode) -> None:

@@ -17,22 +17,23 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from attnprobe.capture import multihead, sdpa, softmax  # noqa: F401  (they register their handlers)
+from attnprobe.capture import flex, multihead, scores, sdpa, softmax  # noqa: F401  (they register their handlers)
+from attnprobe.capture import kernels as registered
 from attnprobe.capture.call import Call, Layout
 from attnprobe.capture.eager import force_eager, release
+from attnprobe.capture.evidence import folded_heads, heads_before_blocks, same_tokens
 from attnprobe.capture.hold import Held
-from attnprobe.capture.modules import Position, Watch
-from attnprobe.capture.registry import AFTER, AROUND
+from attnprobe.capture.modules import Entry, Position, Watch
+from attnprobe.capture.registry import AFTER, AROUND, KERNELS
+from attnprobe.capture.unseen import GRAPHED, KERNEL, REPLICAS, SCRIPTED, in_cuda_graph, kernels, scripted_attention
 from attnprobe.record import AttentionRecord
 
 REPEATED = "backward ran more than once through the same forward pass"
-FROZEN = "no gradient reaches it: its inputs and weights are frozen"
+FROZEN = "no gradient reaches it: its inputs and weights are frozen (include_frozen=True measures its routing)"
 SILENT = "no backward reached it before the step ended"
 CHANGED = "its inputs or scores were changed in place before the backward pass reached it"
 TRANSFORMED = "it ran inside a torch.func transform (grad, vmap ...), which has no backward pass to hook into"
-UNRECORDED = (
-    "no gradient was recorded: it runs under no_grad, or in a bare function under reentrant activation checkpointing"
-)
+UNRECORDED = "no gradient was recorded: it runs under no_grad"
 
 # What torch raises through a save when it has computed enough again; it is no error of ours.
 _ENOUGH: Any = getattr(torch.utils.checkpoint, "_StopRecomputationError", ())
@@ -69,6 +70,7 @@ class Session:
         receive: called with the record of a call in the backward pass, as soon as its error arrives.
         layers: glob patterns of module names.
         forward_only: receive calls at once, without errors, under ``no_grad`` too.
+        include_frozen: receive the calls that no gradient will reach, without errors.
         strict: let exceptions of the probe itself through.
     """
 
@@ -79,10 +81,11 @@ class Session:
         *,
         layers: Iterable[str] = ("*",),
         forward_only: bool = False,
+        include_frozen: bool = False,
         strict: bool = False,
     ) -> None:
         self.receive, self.layers = receive, tuple(layers)
-        self.forward_only, self.strict = forward_only, strict
+        self.forward_only, self.include_frozen, self.strict = forward_only, include_frozen, strict
         self.seen: list[Seen] = []
         self.tokens: Tensor | None = None  # [B, T], True = real token
         self.problems: dict[str, Exception] = {}  # module -> what went wrong in the probe itself
@@ -91,7 +94,10 @@ class Session:
         self.live = False
         # Saves inside of regions that non-reentrant checkpointing has yet to run again: it counts on as many then.
         self._owed: WeakSet[Held] = WeakSet()
-        self.watch = Watch(model, self.mode, self._needed, without_grad=forward_only)
+        self.watch = Watch(
+            model, self.mode, self._needed, opaque=self._opaque, left=self._left, without_grad=forward_only
+        )
+        self._nodes: set[int] = set()  # of the autograd graph, by sequence number, that were looked at
         self._off: frozenset[str] = frozenset()
         self._forward: set[str] = set()  # modules whose forward pass was seen
 
@@ -100,6 +106,7 @@ class Session:
         # Within one step a layer is held in every pass or in none: checkpointing counts what is saved.
         self._off = frozenset(self.problems)
         force_eager(self)
+        registered.install(self)
         self.watch.start()
 
     def stop(self) -> None:
@@ -110,6 +117,7 @@ class Session:
         """
         self.live = False
         release(self)
+        registered.remove(self)
         if sys.exc_info()[0] is not None:
             self._owed.clear()
         if not self._needed():
@@ -132,31 +140,40 @@ class Session:
     def hinted_heads(self) -> int | None:
         return _HINTS.now[0] if _HINTS.now else None
 
+    def _watched(self, module: str) -> bool:
+        return module not in self._off and any(fnmatch.fnmatchcase(module, pattern) for pattern in self.layers)
+
+    def refuse(self, reason: str, module: str = "") -> None:
+        """Take note of attention that cannot be captured, in ``module`` or in the one that runs; once is enough."""
+        entries = self.watch.running.entries
+        module = module or (entries[-1].name if entries else "")
+        known = any(seen.module == module and seen.reason == reason for seen in self.seen)
+        if module and self._watched(module) and not known:
+            self.seen.append(Seen(module, 0, self.watch.rank(module), reason=reason))
+
     def observe(self, call: Call) -> None:
         """Take note of an attention call and wait for its error."""
         running = self.watch.running
-        if not running.entries:
+        if not running.entries or not self._watched(running.entries[-1].name):
             return
         entry = running.entries[-1]
         module, index = entry.name, running.calls.get(entry.name, 0)
-        if not any(fnmatch.fnmatchcase(module, pattern) for pattern in self.layers) or module in self._off:
-            return
-        seen = Seen(module, index, self.watch.order[module])
-        transformed = torch._C._functorch.peek_interpreter_stack() is not None
-        if transformed or not (self.forward_only or torch.is_grad_enabled()):
-            seen.reason = TRANSFORMED if transformed else UNRECORDED
-            self.seen.append(seen)
+        if call.output.grad_fn is not None:
+            self._nodes.add(call.output.grad_fn._sequence_nr())  # this one is looked into
+        if (reason := self._out_of_reach()) is not None:
+            if reason:
+                self.refuse(reason)
             return
         if not running.replayed:
             self._forward.add(module)
         elif module not in self._forward:
             return  # that was before ``start``: saving more than there would break the backward pass
         running.calls[module] = index + 1
-        facts = {"self_attention": self._same_tokens(call), **call.layout.facts}
-        layout = replace(call.layout, facts=facts, tokens=self.tokens)
+        seen = Seen(module, index, self.watch.rank(module))
+        frozen = not (self.forward_only or call.output.requires_grad)
         if not call.intact:
             seen.reason = CHANGED
-        elif not (self.forward_only or call.output.requires_grad):
+        elif frozen and not self.include_frozen:
             seen.reason = FROZEN
         if running.task == -1 or seen.reason != SILENT:
             self.seen.append(seen)
@@ -164,37 +181,65 @@ class Session:
             seen.replay = (running.task, running.round)
         if seen.reason != SILENT:
             return
-        if self.forward_only:
+        layout = self._layout(call, entry)
+        if not frozen and not self.forward_only:
+            self._await(seen, call, layout, entry)
+        elif not running.replayed:
             with torch.no_grad():
                 tensors = {name: tensor.detach() for name, tensor in call.tensors.items()}
                 self._deliver(seen, layout, tensors | {"output": call.output.detach()}, None)
-        else:
-            bare = len(Position.here().checkpoints) > len(entry.position.checkpoints)
-            held, output = (Held(tensors, apart=bare) for tensors in (call.tensors, {"output": call.output}))
-            if entry.position.checkpoints and not bare and running.task == -1:
-                self._owed.add(held)
-            call.output.register_hook(lambda error: self._arrived(seen, layout, held, output, error))
 
-    def _same_tokens(self, call: Call) -> bool | None:
-        """Whether queries and keys are the same tokens; None where the module's inputs do not tell."""
-        if _HINTS.now is not None:
-            return _HINTS.now[1]
-        if call.layout.facts.get("causal"):
-            return True
-        known = call.tensors.get("query", call.tensors.get("logits"))
-        if known is not None and known.shape[-2] != call.tensors["value"].shape[-2]:
-            return False
-        inputs = self.watch.running.entries[-1].inputs
-        if not inputs:
+    def _out_of_reach(self) -> str | None:
+        """Why a call here cannot be captured; empty if it will be when it runs again, None if it can."""
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return TRANSFORMED
+        if in_cuda_graph():
+            return GRAPHED
+        if self.forward_only or torch.is_grad_enabled():
             return None
-        (first, shape), *others = inputs
-        alike = {other: size for other, size in others if other != first and size[:-1] == shape[:-1]}
-        if list(alike.values()) == [shape]:
-            return False  # a memory
-        # As many tokens again: their projections, or features of theirs. Square and of another width: a mask.
-        return None if any(size == shape or size[-2] != size[-1] for size in alike.values()) else True
+        return "" if self.watch.resume() else UNRECORDED
 
-    def _arrived(self, seen: Seen, layout: Layout, held: Held, output: Held, error: Tensor) -> None:
+    def _layout(self, call: Call, entry: Entry) -> Layout:
+        """With what is known from outside of the call."""
+        hinted = _HINTS.now
+        tokens = hinted[1] if hinted else same_tokens(call, entry)
+        return replace(
+            call.layout,
+            facts={"self_attention": tokens, **call.layout.facts},
+            tokens=self.tokens,
+            heads=call.layout.heads or folded_heads(call, entry),
+            heads_before_blocks=heads_before_blocks(call, entry),
+        )
+
+    def _await(self, seen: Seen, call: Call, layout: Layout, entry: Entry) -> None:
+        """Hold the tensors of a call until its error arrives."""
+        bare = len(Position.here().checkpoints) > len(entry.position.checkpoints)
+        held, output = (Held(tensors, apart=bare) for tensors in (call.tensors, {"output": call.output}))
+        if entry.position.checkpoints and not bare and self.watch.running.task == -1:
+            self._owed.add(held)
+        through: list[Tensor] = []  # the gradient that comes back through the log-sum-exp
+        if call.lse is not None and call.lse.requires_grad:
+            unit = call.lse_unit  # not the call, whose tensors must not be held here
+            call.lse.register_hook(lambda error: None if error is None else through.append(error.detach() / unit))
+        call.output.register_hook(lambda error: self._arrived(seen, layout, held, output, error, through))
+
+    def _opaque(self, name: str, module: nn.Module) -> None:
+        """A module that runs where nothing can be seen."""
+        if getattr(module, "_is_replica", False):
+            self.refuse(REPLICAS, name)
+        elif scripted_attention(module):
+            self.refuse(SCRIPTED, name)
+
+    def _left(self, entry: Entry, result: Any) -> None:
+        """A module has ended: did it run attention that nothing can look into?"""
+        if self.live and torch.is_grad_enabled() and self.watch.running.task == -1:
+            with self.guard(entry.name), torch._C.DisableTorchFunction():
+                for name in kernels(result, entry.number, self._nodes):
+                    self.refuse(KERNEL.format(name), entry.name)
+
+    def _arrived(
+        self, seen: Seen, layout: Layout, held: Held, output: Held, error: Tensor, through: list[Tensor]
+    ) -> None:
         self._owed.discard(held)
         if not self.live:
             self.stop()
@@ -211,6 +256,8 @@ class Session:
             if tensors is None:
                 seen.reason = CHANGED
                 return
+            if through:
+                tensors["lse_error"] = through.pop()[..., None]
             # An output that was changed in place the statistics compute again.
             self._deliver(seen, layout, tensors | (output.release() or {}), error.detach())
 
@@ -226,6 +273,11 @@ class Session:
     def _deliver(self, seen: Seen, layout: Layout, tensors: dict[str, Tensor], error: Tensor | None) -> None:
         seen.result = self.receive(seen.module, layout.record(tensors, error))
         seen.reason = ""
+
+    def guarded(self) -> contextlib.AbstractContextManager[None]:
+        """``guard`` for the module that runs."""
+        entries = self.watch.running.entries
+        return self.guard(entries[-1].name if entries else "")
 
     @contextlib.contextmanager
     def guard(self, module: str) -> Iterator[None]:
@@ -250,13 +302,19 @@ class _Intercept(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         session, name = self.session, getattr(func, "__name__", "")
+        if name == "__get__":  # of a property, such as tensor.mT
+            name = func.__self__.__name__
         if not (session.live or session.watch.running.replayed):
             return func(*args, **kwargs)
+        if func in KERNELS:
+            result = func(*args, **kwargs)
+            with session.guarded():
+                KERNELS[func](session, result, args, kwargs)
+            return result
         if name in AROUND:
             return AROUND[name](session, func, args, kwargs)
         result = func(*args, **kwargs)
         if name in AFTER:
-            entries = session.watch.running.entries
-            with session.guard(entries[-1].name if entries else ""):
+            with session.guarded():
                 AFTER[name](session, result, args, kwargs)
         return result

@@ -18,6 +18,7 @@ from torch import Tensor
 from attnprobe.catalog import STATISTICS
 from attnprobe.errors import ConfigurationError, UnknownNameError
 from attnprobe.record import AttentionRecord
+from attnprobe.statistics.modifications import tensors_as_indices
 
 MASKED_BELOW = -1e4  # a score this low, or an additive mask value, means "not visible"
 TWO_LEVEL_MASKED_BELOW = -50.0  # ... and so does m in a mask that holds exactly {0, m}
@@ -34,15 +35,18 @@ class DenseParts:
         query, key, value, output, error: ``[B, H, T or S, width]``, one per query head.
         scores: ``[B, H, T, S]``, -inf where masked.
         visible: ``[B, H, T, S]``, True where query ``i`` may read key ``j``.
-        alpha: ``[B, H, T, S]``, attention weights; 0 in a fully masked row.
-        count: ``[B, H, T]``, ``n_i``, how many keys the query sees.
+        alpha: ``[B, H, T, S]``, attention weights before dropout; 0 in a fully masked row.
+        sink: ``[B, H, T, 1]``, weight of a learned sink; ``[B, H, T, 0]`` where there is none.
+        count: ``[B, H, T]``, ``n_i``, how many keys the query sees, a learned sink included.
         rows: ``[B, H, T]``, queries that are not padding and see a key.
         keys: ``[B, S]``, keys that are not padding.
-        b: ``[B, H, T, S]``, compatibility ``u_i . v_j``.
+        dropout: ``[B, H, T, S]``, ``M_ij``, what dropout multiplied the weight by; 1 where that is unknown.
+        b: ``[B, H, T, S]``, compatibility ``M_ij u_i . v_j``.
         E: ``[B, H, T]``, ``sum_j alpha_ij b_ij``.
-        advantage: ``[B, H, T, S]``, ``-(b_ij - E_i)``; it has a meaning where ``visible``.
+        g: ``[B, H, T]``, gradient at the log-sum-exp.
+        advantage: ``[B, H, T, S]``, ``-(b_ij - E_i + g_i)``; it has a meaning where ``visible``.
         dS: ``[B, H, T, S]``, gradient at the scores, 0 outside of ``rows``.
-        dV: ``[B, H, S, E]``, ``sum_i alpha_ij u_i`` over ``rows``.
+        dV: ``[B, H, S, E]``, ``sum_i alpha_ij M_ij u_i`` over ``rows``.
         seen: ``[B, H, S]``, how many of ``rows`` see the key.
         reads: ``[B, H, S]``, ``sum_i alpha_ij`` over ``rows``.
         usage: ``[B, H, S]``, ``reads`` relative to uniform attention; NaN where no row sees the key.
@@ -57,11 +61,14 @@ class DenseParts:
     scores: Tensor
     visible: Tensor
     alpha: Tensor
+    sink: Tensor
     count: Tensor
     rows: Tensor
     keys: Tensor
+    dropout: Tensor
     b: Tensor
     E: Tensor
+    g: Tensor
     advantage: Tensor
     dS: Tensor
     dV: Tensor
@@ -80,10 +87,32 @@ class DenseParts:
         """``keys`` once per head, ``[B, H, S]``."""
         return self.keys[:, None].expand(-1, self.alpha.shape[1], -1)
 
+    # With a column more where there is a learned sink: a key that every row sees, with a value of 0.
+
+    @property
+    def weights(self) -> Tensor:
+        """``alpha`` and the sink's weight."""
+        return torch.cat([self.alpha, self.sink], -1)
+
+    @property
+    def choices(self) -> Tensor:
+        """``visible`` and True for the sink."""
+        return torch.cat([self.visible, torch.ones_like(self.sink, dtype=torch.bool)], -1)
+
+    @property
+    def compatibilities(self) -> Tensor:
+        """``b`` and 0 for the sink."""
+        return torch.cat([self.b, torch.zeros_like(self.sink)], -1)
+
+    @property
+    def advantages(self) -> Tensor:
+        """``advantage`` and ``E_i - g_i`` for the sink."""
+        return -(self.compatibilities - self.E[..., None] + self.g[..., None])
+
     @property
     def entropies(self) -> Tensor:
         """``H_i`` in nats, ``[B, H, T]``."""
-        entropies: Tensor = torch.special.entr(self.alpha).sum(-1)
+        entropies: Tensor = torch.special.entr(self.weights).sum(-1)
         return entropies
 
 
@@ -98,14 +127,18 @@ def dense(record: AttentionRecord, names: Iterable[str] | None = None) -> dict[s
         UnknownNameError: a name is not in the catalogue.
         ConfigurationError: a displacement, which needs two records (see ``dense_displacement``).
     """
-    parts = dense_parts(record)
+    return from_parts(dense_parts(record), names)
+
+
+def from_parts(parts: DenseParts, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """The same, where the parts are known already."""
     return {name: _formula(name)(parts) for name in (_FORMULAS if names is None else names)}
 
 
 def dense_displacement(record: AttentionRecord, earlier: AttentionRecord) -> tuple[Tensor, Tensor]:
     """``attention_displacement`` and ``value_displacement`` since ``earlier`` saw the same inputs, each ``[H]``."""
     new, old = dense_parts(record), dense_parts(earlier)
-    attention = _mean((new.alpha - old.alpha).abs().sum(-1) / 2, new.rows)
+    attention = _mean((new.weights - old.weights).abs().sum(-1) / 2, new.rows)
     real = new.token_keys[..., None]
     value = _frobenius((new.value - old.value).where(real, 0)) / _frobenius(old.value.where(real, 0))
     return attention, value
@@ -123,14 +156,20 @@ def dense_parts(record: AttentionRecord) -> DenseParts:
         error = record.error.double()
 
     scores, visible = _scores(record)
-    # The softmax of a fully masked row is NaN; such a row attends to nothing.
-    alpha = scores.softmax(-1).where(visible, 0)
-    count = visible.sum(-1)
+    sink = scores[..., :0] if record.sink is None else record.sink.double()[..., None]
+    sees = visible.any(-1, keepdim=True)
+    weights = torch.cat([scores, sink], -1).softmax(-1)
+    # A row that sees no key attends to nothing, not to the sink either.
+    alpha, sink = weights[..., :keys].where(visible, 0), weights[..., keys:].where(sees, 0)
+    count = visible.sum(-1) + sees[..., 0] * sink.shape[-1]
     real_queries, real_keys = _tokens(record, visible)
     rows = real_queries[:, None] & (count >= 1)
 
-    b = error @ value.mT
+    dropout = torch.ones_like(alpha) if record.kept is None else record.kept.double() * record.survivor_factor
+    b = dropout * (error @ value.mT)
     expected = (alpha * b).sum(-1)
+    g = torch.zeros_like(expected) if record.lse_error is None else record.lse_error.double()
+    advantage = -(b - expected[..., None] + g[..., None])
     counted = rows[..., None]
     reads = alpha.where(counted, 0).sum(2)
     uniform = (visible.double() / count.clamp(min=1)[..., None]).where(counted, 0).sum(2)
@@ -138,19 +177,22 @@ def dense_parts(record: AttentionRecord) -> DenseParts:
         query=query,
         key=key,
         value=value,
-        output=alpha @ value if record.output is None else record.output.double(),
+        output=(dropout * alpha) @ value if record.output is None else record.output.double(),
         error=error,
         scores=scores,
         visible=visible,
         alpha=alpha,
+        sink=sink,
         count=count,
         rows=rows,
         keys=real_keys,
+        dropout=dropout,
         b=b,
         E=expected,
-        advantage=-(b - expected[..., None]),
-        dS=(alpha * (b - expected[..., None])).where(counted, 0),
-        dV=alpha.mT @ error.where(counted, 0),
+        g=g,
+        advantage=advantage,
+        dS=(-alpha * advantage).where(counted, 0),
+        dV=(dropout * alpha).mT @ error.where(counted, 0),
         seen=(visible & counted).sum(2),
         reads=reads,
         usage=reads / uniform,
@@ -181,11 +223,25 @@ def _scores(record: AttentionRecord) -> tuple[Tensor, Tensor]:
         assert record.query is not None
         assert record.key is not None
         scores = record.scale * (record.query.double() @ _per_query_head(record.key, heads).mT)
+        indices = [torch.arange(size) for size in (batch, heads, queries, keys)]
+        if record.score_mod is not None:
+            scores = _for_each_pair(record.score_mod, indices, scores)
+            visible = visible & (scores > MASKED_BELOW)
+        if record.mask_mod is not None:
+            visible = visible & _for_each_pair(record.mask_mod, indices)
         if record.mask is not None and record.mask.dtype != torch.bool:
             scores = scores + record.mask.double()
         if record.causal:
             visible = visible & torch.ones(queries, keys, dtype=torch.bool).tril()
     return scores.masked_fill(~visible, -torch.inf), visible
+
+
+def _for_each_pair(function: Callable[..., Tensor], indices: list[Tensor], *scores: Tensor) -> Tensor:
+    """``[B, H, T, S]``: a ``score_mod`` or ``mask_mod`` called with the scalars of every pair."""
+    for dim in reversed(range(4)):
+        function = torch.vmap(function, in_dims=(*(0 for _ in scores), *(0 if dim == i else None for i in range(4))))
+    with tensors_as_indices():
+        return function(*scores, *indices)
 
 
 def _masked(mask: Tensor) -> Tensor:
@@ -251,7 +307,7 @@ def _max_logit(parts: DenseParts) -> Tensor:
 
 
 def _logit_spread(parts: DenseParts) -> Tensor:
-    mean = parts.scores.where(parts.visible, 0).sum(-1) / parts.count
+    mean = parts.scores.where(parts.visible, 0).sum(-1) / parts.visible.sum(-1)
     return _max(parts.scores.amax(-1) - mean, parts.rows)
 
 
@@ -310,8 +366,7 @@ def _value_rms(parts: DenseParts) -> Tensor:
 
 
 def _advantage_std(parts: DenseParts) -> Tensor:
-    variance = (parts.alpha * (parts.b - parts.E[..., None]).square()).sum(-1)
-    return _root_mean(variance, parts.choosing)
+    return _root_mean((parts.weights * parts.advantages.square()).sum(-1), parts.choosing)
 
 
 def _relative_advantage_std(parts: DenseParts) -> Tensor:
@@ -320,23 +375,23 @@ def _relative_advantage_std(parts: DenseParts) -> Tensor:
 
 
 def _advantage_max(parts: DenseParts) -> Tensor:
-    return _max(parts.advantage, parts.visible & parts.rows[..., None])
+    return _max(parts.advantages, parts.choices & parts.rows[..., None])
 
 
 def _advantage_alignment(parts: DenseParts) -> Tensor:
     def over_keys(x: Tensor) -> Tensor:
-        return x.where(parts.visible, 0).sum(-1, keepdim=True) / parts.count[..., None]
+        return x.where(parts.choices, 0).sum(-1, keepdim=True) / parts.count[..., None]
 
     def deviation(x: Tensor) -> tuple[Tensor, Tensor]:
         centred = x - over_keys(x)
         return centred, over_keys(centred.square()).sqrt()
 
-    alpha, alpha_std = deviation(parts.alpha)
-    advantage, advantage_std = deviation(parts.advantage)
+    alpha, alpha_std = deviation(parts.weights)
+    advantage, advantage_std = deviation(parts.advantages)
     correlation = over_keys(alpha * advantage) / (alpha_std * advantage_std)
     # b and A differ by a sign and a constant, so that their standard deviations are the same.
-    varied = (alpha_std / over_keys(parts.alpha) > MIN_SPREAD) & (
-        advantage_std / over_keys(parts.b.square()).sqrt() > MIN_SPREAD
+    varied = (alpha_std / over_keys(parts.weights) > MIN_SPREAD) & (
+        advantage_std / over_keys(parts.compatibilities.square()).sqrt() > MIN_SPREAD
     )
     return _mean(correlation[..., 0], parts.rows & (parts.count >= 3) & varied[..., 0])
 
@@ -404,7 +459,7 @@ _FORMULAS: Mapping[str, Callable[[DenseParts], Tensor]] = {
     "normalized_entropy": lambda p: _mean(_normalized_entropies(p), p.choosing),
     "effective_keys": lambda p: _mean(p.entropies.exp(), p.choosing),
     "max_weight": lambda p: _mean(p.alpha.amax(-1), p.choosing),
-    "concentration": lambda p: _mean(p.alpha.square().sum(-1), p.choosing),
+    "concentration": lambda p: _mean(p.weights.square().sum(-1), p.choosing),
     "max_logit": _max_logit,
     "logit_spread": _logit_spread,
     "sink_mass": _sink_mass,
@@ -422,7 +477,7 @@ _FORMULAS: Mapping[str, Callable[[DenseParts], Tensor]] = {
     "relative_advantage_std": _relative_advantage_std,
     "advantage_max": _advantage_max,
     "advantage_alignment": _advantage_alignment,
-    "score_grad_norm": lambda p: _gradient_norm(p, p.dS),
+    "score_grad_norm": lambda p: _gradient_norm(p, (p.weights * p.advantages).where(p.rows[..., None], 0)),
     "value_grad_norm": lambda p: _gradient_norm(p, p.dV),
     "error_norm": _error_norm,
     "error_diversity": _error_diversity,

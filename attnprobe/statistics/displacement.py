@@ -27,6 +27,11 @@ def displacement(record: AttentionRecord, earlier: AttentionRecord) -> Partial:
             weights_before = scores_before.tile(before, rows, columns)[0]
             weights_before = (weights_before - sums_before.logsumexp[now.index, rows, None]).exp2_()
             moved[now.index, rows] += (weights - weights_before).abs_().sum(-1) / 2
+        sink, sink_before = scores.sink(now), scores_before.sink(before)
+        if sink is not None and sink_before is not None:
+            weights = (sink - sums.logsumexp[now.index]).exp2_()
+            weights_before = (sink_before - sums_before.logsumexp[now.index]).exp2_()
+            moved[now.index] += (weights - weights_before).abs_() / 2
     both = sums.rows & sums_before.rows
     keys = sums.key_tokens[:, None, :, None]
     change, size = (

@@ -144,12 +144,14 @@ def _gradients(sums: Sums, choosing: Tensor) -> Partial:
     error = torch.zeros_like(record.value[:, :1, :0]) if record.error is None else record.error
     lengths = torch.linalg.vector_norm(error.to(sums.scores.dtype), dim=-1)
     lengths = lengths.flatten(0, 1) if record.error is not None else torch.zeros_like(row["u.o"])
-    drift, pcc = row["pc"], row["pcc"]  # E = u.o + drift
-    variance = pcc - drift.square()
-    score_gradient = row["ppcc"] - 2 * drift * row["ppc"] + drift.square() * row["concentration"]
+    drift = row["pc"]  # E = u.o + drift
+    g = torch.zeros_like(drift) if record.lse_error is None else record.lse_error.flatten(0, 1).to(drift.dtype)
+    shift = drift - g  # A = shift - c
+    square = (row["pcc"] - drift.square()).clamp(min=0) + g.square()
+    score_gradient = row["ppcc"] - 2 * shift * row["ppc"] + shift.square() * row["concentration"]
     result = (
-        _mean(sums, "advantage_std", variance.clamp(min=0), choosing)
-        | _largest(sums, "advantage_max", drift - row["advantage_min"], rows)
+        _mean(sums, "advantage_std", square, choosing)
+        | _largest(sums, "advantage_max", shift - row["advantage_min"], rows)
         | _mean(sums, "score_grad_norm", score_gradient.clamp(min=0), rows)
         | _mean(sums, "error_norm", lengths.square(), rows)
         | _mean(sums, "head_importance", row["u.o"].abs(), rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -25,6 +26,8 @@ def head_map(layer: str, head: int, record: AttentionRecord) -> HeadMap:
         value = one.value[0, 0].to(scores.dtype)
         error = None if one.error is None else one.error[0, 0].to(scores.dtype)
         expected = None if error is None else (error * context(one)[0, 0]).sum(-1)
+        if expected is not None and one.lse_error is not None:
+            expected -= one.lse_error[0, 0]
         pool_rows, pool_columns = _pooling(scores.queries, scores), _pooling(scores.keys, scores)
         sums = torch.zeros(4, len(pool_rows), len(pool_columns), dtype=scores.dtype, device=scores.device)
         for items in scores.chunks():
@@ -35,7 +38,9 @@ def head_map(layer: str, head: int, record: AttentionRecord) -> HeadMap:
                 pictures = [seen, (tile[0] - logsumexp[rows, None]).exp2() * seen]
                 if error is not None and expected is not None:
                     compatibility = error[rows] @ value[columns].mT
-                    pictures += [compatibility * seen, (expected[rows, None] - compatibility) * seen]
+                    dropout = scores.dropout(items, rows, columns)
+                    dropped = compatibility if dropout is None else compatibility * dropout[0]
+                    pictures += [compatibility * seen, (expected[rows, None] - dropped) * seen]
                 sums[: len(pictures)] += pool_rows[:, rows] @ torch.stack(pictures) @ pool_columns[:, columns].mT
         attention, compatibility, advantage = (sums[1:] / sums[0]).cpu()  # no visible pair: 0 / 0 is NaN
         chosen = torch.linspace(0, scores.keys - 1, min(VECTORS, scores.keys)).round().long()
@@ -65,6 +70,11 @@ def _single(record: AttentionRecord, head: int) -> AttentionRecord:
     def pick(tensor: Tensor | None, index: int) -> Tensor | None:
         return None if tensor is None else tensor[:1, index : index + 1]
 
+    def for_head(modification: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
+        if modification is None:
+            return None
+        return lambda *args: modification(*args[:-3], args[-3] + head, *args[-2:])  # [score,] b, h, q_idx, kv_idx
+
     mask = record.mask
     return replace(
         record,
@@ -75,6 +85,11 @@ def _single(record: AttentionRecord, head: int) -> AttentionRecord:
         output=pick(record.output, head),
         error=pick(record.error, head),
         mask=None if mask is None else mask.expand(record.shape[0], heads, queries, keys)[:1, head : head + 1],
+        kept=pick(record.kept, head),
+        sink=pick(record.sink, head),
+        score_mod=for_head(record.score_mod),
+        mask_mod=for_head(record.mask_mod),
+        lse_error=pick(record.lse_error, head),
         query_tokens=None if record.query_tokens is None else record.query_tokens[:1],
         key_tokens=None if record.key_tokens is None else record.key_tokens[:1],
     )

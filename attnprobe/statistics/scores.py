@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.record import AttentionRecord
+from attnprobe.statistics.modifications import Modification
 
 ROWS, COLUMNS = 256, 1024
 LN2 = math.log(2)
@@ -47,6 +48,12 @@ class Scores:
         self.dtype = torch.float64 if record.value.dtype == torch.float64 else torch.float32
         self.device = record.value.device
         self.threshold = _mask_threshold(record)
+        sizes = (self.batch, self.heads, self.queries, self.keys)
+        self.score_mod = self.mask_mod = None
+        if record.score_mod is not None:
+            self.score_mod = Modification(record.score_mod, sizes, self.device, self.dtype)
+        if record.mask_mod is not None:
+            self.mask_mod = Modification(record.mask_mod, sizes, self.device)
         self._triangles: dict[tuple[int, int, int], Tensor] = {}
 
     @property
@@ -62,7 +69,8 @@ class Scores:
             batch, head = n // self.heads, n % self.heads
             query = key = None
             if self.record.logits is None:
-                query = self.take(self.record.query, batch, head) * (self.record.scale / LN2)
+                factor = self.record.scale / (1 if self.score_mod else LN2)
+                query = self.take(self.record.query, batch, head) * factor
                 key = self.take(self.record.key, batch, head)
             yield Items(index, batch, head, query, key)
 
@@ -70,6 +78,19 @@ class Scores:
         """``[B, H or G, ...]`` -> ``[N, ...]`` in the working dtype; a group serves its query heads."""
         assert tensor is not None
         return tensor[batch, head * tensor.shape[1] // self.heads].to(self.dtype)
+
+    def sink(self, items: Items) -> Tensor | None:
+        """Learned sink logits / ln 2 of the items ``[N, T]``."""
+        if self.record.sink is None:
+            return None
+        return (self.take(self.record.sink, items.batch, items.head) / LN2).clamp_(min=MASKED)
+
+    def dropout(self, items: Items, rows: slice, columns: slice) -> Tensor | None:
+        """What dropout multiplied the weights by ``[N, I, J]``; None where there was none, or it is unknown."""
+        if self.record.kept is None:
+            return None
+        kept = self.record.kept[:, :, rows, columns][items.batch, items.head]
+        return kept.to(self.dtype) * self.record.survivor_factor
 
     def tiles(self) -> Iterator[tuple[slice, slice]]:
         for top in range(0, self.queries, ROWS):
@@ -89,15 +110,21 @@ class Scores:
         mask = self._mask_tile(items, rows, columns)
         if record.logits is not None:
             scores = record.logits[:, :, rows, columns][items.batch, items.head].to(self.dtype)
-            visible = ~(scores <= MASK_VALUE)  # a NaN is visible: it is a finding, not a mask
-            scores = (scores / LN2).clamp_(min=MASKED)
         else:
             assert items.query is not None
             assert items.key is not None
             scores = items.query[:, rows] @ items.key[:, columns].mT
-            if mask is not None and mask.dtype != torch.bool:
-                scores += (mask / LN2).clamp_(min=MASKED)
+        if self.score_mod:
+            scores = self.score_mod(items.batch, items.head, rows, columns, scores).to(self.dtype)
+        if record.logits is not None or self.score_mod:
+            visible = ~(scores <= MASK_VALUE)  # a NaN is visible: it is a finding, not a mask
+            scores = (scores / LN2).clamp_(min=MASKED)
+        if self.mask_mod:
+            unmasked = self.mask_mod(items.batch, items.head, rows, columns)
+            visible = unmasked if visible is None else visible & unmasked
         if mask is not None:
+            if record.logits is None and mask.dtype != torch.bool:
+                scores += (mask / LN2).clamp_(min=MASKED)
             unmasked = mask if mask.dtype == torch.bool else ~(mask <= self.threshold)
             visible = unmasked if visible is None else visible & unmasked
         seen = None if visible is None else visible.to(self.dtype)

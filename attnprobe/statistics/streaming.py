@@ -39,7 +39,8 @@ def measure(record: AttentionRecord, statistics: Sequence[Statistic]) -> Partial
         for items in scores.chunks():
             _second_pass(scores, sums, items)
         partial = families.partial(sums, names)
-        if lost or record.dropout:  # then u . o and sum alpha b have nothing to say about each other
+        unknown_dropout = record.dropout and record.kept is None
+        if lost or unknown_dropout:  # then u . o and sum alpha b have nothing to say about each other
             del partial["residual.sum"], partial["residual.count"]
         for name, power in _POWERS_OF_ERROR.items():
             if name in partial:
@@ -67,7 +68,8 @@ def _unit_error(record: AttentionRecord) -> tuple[AttentionRecord, Tensor]:
     error = record.error.to(torch.promote_types(record.error.dtype, torch.float32))
     exponent = torch.frexp(error.abs().amax())[1]
     exponent = exponent.clamp(-100, 100)  # NaN, Inf and 0 have no exponent to speak of
-    return replace(record, error=torch.ldexp(error, -exponent)), torch.ldexp(one, exponent)
+    lse_error = None if record.lse_error is None else torch.ldexp(record.lse_error.to(error.dtype), -exponent)
+    return replace(record, error=torch.ldexp(error, -exponent), lse_error=lse_error), torch.ldexp(one, exponent)
 
 
 def first_pass(record: AttentionRecord, names: set[str]) -> tuple[Scores, Sums]:
@@ -83,7 +85,8 @@ def first_pass(record: AttentionRecord, names: set[str]) -> tuple[Scores, Sums]:
 def _row_sums(scores: Scores, items: Items, seen: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-sum-exp, largest and mean score, each over ln 2, and number of visible keys of each row ``[N, T]``.
 
-    Marks in ``seen`` ``[B * H, S]`` which keys some row sees.
+    A learned sink is in the log-sum-exp and, where the row sees a key, in the number. Marks in ``seen``
+    ``[B * H, S]`` which keys some row sees.
     """
     size = (items.index.stop - items.index.start, scores.queries)
     largest = torch.full(size, MASKED, dtype=scores.dtype, device=scores.device)
@@ -102,7 +105,11 @@ def _row_sums(scores: Scores, items: Items, seen: Tensor | None = None) -> tuple
         total[:, rows] *= (largest[:, rows] - top).exp2()
         total[:, rows] += (tile - top[..., None]).exp2_().sum(-1)
         largest[:, rows] = top
-    return largest + total.log2(), largest, added / number, number
+    logsumexp, mean, sink = largest + total.log2(), added / number, scores.sink(items)
+    if sink is not None:
+        logsumexp = torch.logaddexp2(logsumexp, sink)
+        number += number > 0
+    return logsumexp, largest, mean, number
 
 
 def log_sum_exp(scores: Scores, items: Items) -> Tensor:
@@ -122,12 +129,24 @@ def _second_pass(scores: Scores, sums: Sums, items: Items) -> None:
         block = Block(items.index, rows, columns, weights, visible)
         sums.add_routing(block, log_weights)
         if error is not None and centre is not None:
-            centred = torch.baddbmm(-centre[:, rows, None], error[:, rows], value[:, columns].mT)
-            sums.add_gradient(block, centred, error[:, rows])
+            dropout = scores.dropout(items, rows, columns)
+            if dropout is None:
+                centred = torch.baddbmm(-centre[:, rows, None], error[:, rows], value[:, columns].mT)
+            else:
+                centred = (error[:, rows] @ value[:, columns].mT).mul_(dropout).sub_(centre[:, rows, None])
+            sums.add_value_gradient(block, error[:, rows], dropout)
+            sums.add_advantages(block, centred)
+    sink = scores.sink(items)
+    if sink is not None:
+        log_weights = (sink - sums.logsumexp[items.index]).masked_fill_(~sums.rows[items.index], MASKED)[..., None]
+        block = Block(items.index, slice(0, scores.queries), slice(0, 0), log_weights.exp2(), None)
+        sums.add_spread(block, log_weights)
+        if centre is not None:
+            sums.add_advantages(block, -centre[..., None])
 
 
 def context(record: AttentionRecord) -> Tensor:
-    """The per-head context ``alpha v`` ``[B, H, T, E]`` in the working dtype."""
+    """The per-head context ``alpha v`` ``[B, H, T, E]`` in the working dtype, after dropout where that is known."""
     scores = Scores(record)
     out = torch.zeros(scores.count, scores.queries, record.value.shape[-1], dtype=scores.dtype, device=scores.device)
     for items in scores.chunks():
@@ -135,5 +154,8 @@ def context(record: AttentionRecord) -> Tensor:
         logsumexp = log_sum_exp(scores, items)
         for rows, columns in scores.tiles():
             weights = (scores.tile(items, rows, columns)[0] - logsumexp[:, rows, None]).exp2_()
+            dropout = scores.dropout(items, rows, columns)
+            if dropout is not None:
+                weights *= dropout
             out[items.index, rows] += weights @ value[:, columns]
     return out.view(scores.batch, scores.heads, *out.shape[1:])

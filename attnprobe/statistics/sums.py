@@ -15,7 +15,10 @@ _ALIGNMENT, _VALUE_GRADIENT = {"advantage_alignment"}, {"value_grad_norm"}
 
 @dataclass(frozen=True)
 class Block:
-    """Weights of some items at some rows and columns; ``visible`` is 1 or 0, or None where all pairs are."""
+    """Weights of some items at some rows and columns; ``visible`` is 1 or 0, or None where all pairs are.
+
+    A learned sink is a block of one weight for each row, and of no columns.
+    """
 
     index: slice
     rows: slice
@@ -101,9 +104,8 @@ class Sums:
 
     def add_routing(self, block: Block, log_weights: Tensor) -> None:
         """Entropy, concentration, column usage, sink, self and distance of one block."""
+        self.add_spread(block, log_weights)
         index, rows, columns, weights = block.index, block.rows, block.columns, block.weights
-        self.row["entropy"][index, rows] -= (weights * log_weights).sum(-1)
-        self.row["concentration"][index, rows] += weights.square().sum(-1)
         counts = self.rows[index, rows].to(weights.dtype)
         shares = torch.where(counts > 0, counts / self.visible_keys[index, rows], 0)
         both = torch.stack([counts, shares], 1)
@@ -122,8 +124,13 @@ class Sums:
             i, j = (torch.arange(s.start, s.stop, device=weights.device, dtype=weights.dtype) for s in (rows, columns))
             self.row["distance"][index, rows] += (weights * (i[:, None] - j).abs()).sum(-1)
 
+    def add_spread(self, block: Block, log_weights: Tensor) -> None:
+        """Entropy and concentration of one block."""
+        self.row["entropy"][block.index, block.rows] -= (block.weights * log_weights).sum(-1)
+        self.row["concentration"][block.index, block.rows] += block.weights.square().sum(-1)
+
     def _add_sink(self, block: Block) -> None:
-        """Weight on the first token of each sequence, and whether the row sees it."""
+        """Attention sink: weight on the first token of each sequence, and whether the row sees it."""
         first, start = self.first_key[block.index], block.columns.start
         inside = ((first >= start) & (first < block.columns.stop))[:, None]
         where = (first - start).clamp(0, block.weights.shape[-1] - 1)[:, None, None]
@@ -134,11 +141,14 @@ class Sums:
             sees = sees * block.visible.expand_as(block.weights).gather(2, where)[..., 0]
         self.row["sees_sink"][block.index, block.rows] += sees
 
-    def add_gradient(self, block: Block, centred: Tensor, error: Tensor) -> None:
-        """Sums over keys of ``c_ij = b_ij - u_i . o_i``, which is ``b_ij - E_i`` up to rounding or dropout."""
-        index, rows, weights, visible = block.index, block.rows, block.weights, block.visible
+    def add_value_gradient(self, block: Block, error: Tensor, dropout: Tensor | None) -> None:
         if self.value_gradient is not None:
-            self.value_gradient[index, block.columns] += weights.mT @ error
+            weights = block.weights if dropout is None else block.weights * dropout
+            self.value_gradient[block.index, block.columns] += weights.mT @ error
+
+    def add_advantages(self, block: Block, centred: Tensor) -> None:
+        """Sums over keys of ``c_ij = b_ij - u_i . o_i``, which is ``b_ij - E_i`` up to rounding or unknown dropout."""
+        index, rows, weights, visible = block.index, block.rows, block.weights, block.visible
         lowest = (centred if visible is None else centred + (visible - 1).mul_(MASKED)).amin(-1)
         self.row["advantage_min"][index, rows] = torch.minimum(self.row["advantage_min"][index, rows], lowest)
         if self.names & _ALIGNMENT:

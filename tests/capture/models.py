@@ -189,14 +189,14 @@ def sdpa_bound_before(self: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tenso
 
 
 def sdpa_folded(mask: Tensor | None = None) -> Callable[..., Tensor]:
-    """Heads folded into the batch: the probe sees one head."""
+    """Heads folded into the batch: the module says how many there are."""
 
     def attend(self: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch = q.shape[:2]
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
         o = F.scaled_dot_product_attention(q, k, v, mask)
-        facts = {} if mask is None else {"mask": mask.reshape(-1, 1, *mask.shape[-2:])}
-        self.note(o, lambda x: x.unsqueeze(1), query=q, key=k, value=v, scale=DEPTH**-0.5, **facts)
+        facts = {} if mask is None else {"mask": mask.expand(len(q), -1, -1).unflatten(0, batch)}
+        self.note(o, lambda x: x.unflatten(0, batch), query=q, key=k, value=v, scale=DEPTH**-0.5, **facts)
         return o.unflatten(0, batch)
 
     return attend
@@ -366,17 +366,68 @@ def bmm(self: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     def arrange(x: Tensor) -> Tensor:
         return x.unflatten(0, batch)
 
-    self.note(o, arrange, query=q, key=k, value=v, logits=logits, mask=mask)
+    p = self.p if self.training else 0.0
+    self.note(o, arrange, query=q, key=k, value=v, logits=logits, mask=mask, dropout=p)
     return o.unflatten(0, batch)
 
 
+def product_from_the_right(self: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """``o^T = v^T alpha^T``."""
+    logits, values = q @ k.mT, v.mT
+    o = values @ logits.softmax(-1).transpose(-2, -1)
+    self.note(o, lambda x: x.mT, query=q.mT, key=k.mT, value=values, logits=logits.mT)
+    return o.mT
+
+
+def keys_in_rows(self: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scores ``[S, T]``, softmax over the rows."""
+    mask = random_mask(BATCH, 1, q.shape[-2], k.shape[-2])
+    logits = (k @ q.mT).masked_fill(~mask.mT, -torch.inf)
+    o = logits.softmax(dim=-2).permute(0, 1, 3, 2) @ v
+    self.note(o, query=q, key=k, value=v, logits=logits.mT, mask=mask)
+    return o
+
+
+def heads_last(self: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scores ``[B, T, S, H]``, values on the left."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    mask = random_mask(BATCH, 1, q.shape[1], k.shape[1])
+    logits = torch.einsum("bthd,bshd->btsh", q, k).masked_fill(~mask[:, 0, :, :, None], -torch.inf)
+    o = torch.einsum("bshe,btsh->bthe", v, self.dropout(F.softmax(logits, 2)))
+    p = self.p if self.training else 0.0
+    self.note(o, lambda x: x.transpose(1, 2), query=q, key=k, value=v, logits=logits.mT, mask=mask, dropout=p)
+    return o.transpose(1, 2)
+
+
+def learned_sink(first: bool) -> Callable[..., Tensor]:
+    """One more logit per head, whose weight goes nowhere; the maximum is taken off, as gpt-oss does."""
+
+    def attend(self: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = random_mask(1, 1, q.shape[-2], k.shape[-2])
+        scores = (q @ k.mT * 0.5).masked_fill(~mask, torch.finfo(q.dtype).min)
+        sink = self.bias.reshape(1, -1, 1, 1).expand(len(q), -1, q.shape[-2], -1)
+        parts = torch.cat([sink, scores] if first else [scores, sink], dim=-1)
+        top = parts.max(dim=-1, keepdim=True).values
+        shifted = parts - top
+        weights = F.softmax(shifted, dim=-1)
+        weights = weights[..., 1:] if first else weights[..., :-1]
+        o = self.dropout(weights) @ v
+        logits = (shifted[..., 1:] if first else shifted[..., :-1]) + top
+        sink = (shifted[..., :1] if first else shifted[..., -1:]) + top
+        p = self.p if self.training else 0.0
+        self.note(o, query=q, key=k, value=v, logits=logits, sink=sink[..., 0], mask=mask, dropout=p)
+        return o
+
+    return attend
+
+
 def bmm_folded(self: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Nothing tells the heads from the batch."""
+    """The heads are in the batch from the start: the module and its inputs tell them apart."""
     batch = q.shape[:2]
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     logits = torch.bmm(q, k.mT) * 0.5
     o = torch.bmm(logits.softmax(-1), v)
-    self.note(o, lambda x: x.unsqueeze(1), query=q, key=k, value=v, logits=logits)
+    self.note(o, lambda x: x.unflatten(0, batch), query=q, key=k, value=v, logits=logits)
     return o.unflatten(0, batch)
 
 
@@ -609,7 +660,7 @@ SDPA = [
     _variant("sdpa left padding", sdpa(left_padding)),
     _variant("sdpa cross", sdpa(), inputs=tokens_and_memory, self_attention=False),
     _variant("sdpa cross mask", _shaped(BATCH, 1, _T, _S), inputs=tokens_and_memory, self_attention=False),
-    _variant("sdpa cross same length", sdpa(), inputs=lambda: tokens_and_memory(_T), self_attention=False),
+    _variant("sdpa cross same length", sdpa(), inputs=lambda: tokens_and_memory(_T), self_attention=None),
     _variant(
         "sdpa cross other width", sdpa(), inputs=lambda: tokens_and_memory(_T, 6), memory_width=6, self_attention=None
     ),
@@ -643,6 +694,13 @@ EXPLICIT = [
     _variant("bmm", bmm),
     _variant("bmm dropout", bmm, dropout=0.3),
     _variant("bmm folded", bmm_folded),
+    _variant("product from the right", product_from_the_right),
+    _variant("keys in rows", keys_in_rows),
+    _variant("heads last", heads_last),
+    _variant("heads last dropout", heads_last, dropout=0.3),
+    _variant("learned sink first", learned_sink(True)),
+    _variant("learned sink last", learned_sink(False)),
+    _variant("learned sink dropout", learned_sink(False), dropout=0.3),
     _variant("baddbmm", baddbmm),
     _variant("baddbmm alibi", baddbmm_alibi),
     _variant("mm", mm, inputs=lambda: (torch.randn(1, _T, WIDTH),), heads=1),

@@ -162,7 +162,7 @@ def test_nothing_is_captured(run: Callable[[Parts, Tensor], Tensor]) -> None:
     with session(model) as watching:
         loss_of(model(*tokens())).backward()
     assert watching.seen == []
-    with pytest.raises(NoAttentionError, match="no attention call was seen"):
+    with pytest.raises(NoAttentionError, match="no softmax attention was seen"):
         analyze(model, lambda: loss_of(model(*tokens())))
 
 

@@ -54,6 +54,8 @@ def test_statistics_are_those_of_a_record_by_hand(variant: Variant) -> None:
         record = dataclasses.replace(note.record(), self_attention=call.self_attention)
         if call.output is None:
             record = dataclasses.replace(record, output=None)
+        if call.dropout:  # random: that it is the model's own the laws below tell
+            record = dataclasses.replace(record, kept=call.kept)
         torch.testing.assert_close(dense(call), dense(record), **EXACT)
         assert torch.equal(dense_parts(call).visible, dense_parts(record).visible)
 
@@ -62,11 +64,13 @@ def test_statistics_are_those_of_a_record_by_hand(variant: Variant) -> None:
 def test_laws_of_first_order(variant: Variant) -> None:
     for call, note in pairs(variant):
         parts = dense_parts(call)
-        if not call.dropout:
-            torch.testing.assert_close(parts.alpha @ parts.value, parts.output, **EXACT)
-            torch.testing.assert_close(parts.E, (parts.error * parts.output).sum(-1), **EXACT)
-        if not call.dropout and variant.owns_value:
-            by_head = parts.alpha.mT @ parts.error
+        assert (call.kept is not None) == (call.dropout > 0)
+        assert call.kept is None or not call.kept.all()
+        weights = parts.alpha * parts.dropout
+        torch.testing.assert_close(weights @ parts.value, parts.output, **EXACT)
+        torch.testing.assert_close(parts.E, (parts.error * parts.output).sum(-1), **EXACT)
+        if variant.owns_value:
+            by_head = weights.mT @ parts.error
             torch.testing.assert_close(over_groups(by_head, call), note.value_gradient(), **EXACT)
 
 

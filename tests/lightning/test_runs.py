@@ -68,7 +68,7 @@ def test_a_model_without_attention_is_one_warning(package):
             super().__init__()
             self.net = torch.nn.Linear(16, 1)
 
-    with pytest.warns(ap.AttnProbeWarning, match="no attention call was seen") as told:
+    with pytest.warns(ap.AttnProbeWarning, match="no softmax attention was seen") as told:
         run = Run(package, Module()).fit()
     assert len(said(told)) == 1
     assert run.trainer.global_step == 8

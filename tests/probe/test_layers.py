@@ -102,7 +102,7 @@ def test_a_frozen_layer_is_named_in_a_warning():
         reports = run(probe, model, 3)
     (message,) = {str(w.message) for w in told}
     assert len(told) == 1
-    assert message == "attnprobe: layers.0: no gradient reaches it: its inputs and weights are frozen"
+    assert message.startswith("attnprobe: layers.0: no gradient reaches it: its inputs and weights are frozen")
     for report in reports:
         assert report.valid
         assert report["entropy"].isnan().all(1).tolist() == [True, False]
@@ -110,6 +110,18 @@ def test_a_frozen_layer_is_named_in_a_warning():
     report = ap.analyze(model, lambda: loss_of(model, thawed))
     assert report["entropy"].isfinite().all()
     assert thawed.grad is not None
+
+
+def test_the_routing_of_a_frozen_layer_on_request():
+    model = net()
+    model.layers[0].requires_grad_(False)
+    with ap.AttentionProbe(model, every_n_steps=1, include_frozen=True) as probe:
+        reports = run(probe, model, 2)
+    for report in reports:
+        assert report.valid
+        assert report["entropy"].isfinite().all()
+        assert report["score_grad_norm"].isnan().all(1).tolist() == [True, False]
+        assert "no error signal" in " ".join(report.notes)
 
 
 def test_layer_patterns():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnprobe.catalog import STATISTICS, Statistic
 from attnprobe.record import AttentionRecord
-from attnprobe.statistics.dense import DEAD_USAGE, MIN_SPREAD, DenseParts, dense, dense_parts
+from attnprobe.statistics.dense import DEAD_USAGE, MIN_SPREAD, DenseParts, dense_parts, from_parts
 
 #: Everything that one record can tell; a displacement compares two.
 NAMES = tuple(name for name in STATISTICS if not name.endswith("_displacement"))
@@ -22,7 +22,7 @@ TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-9, torch.bfloat16: 1e-3}
 def assert_close(values: dict[str, Tensor], record: AttentionRecord, tolerance: float) -> None:
     """``|x - ref| <= tolerance * max(|ref|, scale)`` for every statistic, and NaN exactly where the reference is."""
     parts = dense_parts(record)
-    reference = dense(record, values)
+    reference = from_parts(parts, values)
     wrong = []
     for name, expected in reference.items():
         actual = values[name]
@@ -49,19 +49,22 @@ def tolerance_scale(statistic: Statistic, record: AttentionRecord, parts: DenseP
         # Weights are rounded relative to themselves, not to the small differences that correlate.
         smallest = torch.minimum(*_spreads(parts)).where(_correlated(parts), 1).min().item()
         return max(1.0, 5e-3 / smallest)
-    queries, keys = parts.alpha.shape[-2:]
-    compatibility = _rms_norm(parts.error) * _rms_norm(parts.value)
+    queries, keys = parts.weights.shape[-2:]
     vectors = {"query_norm": parts.query, "key_norm": parts.key, "output_norm": parts.output}
+
+    def compatibility() -> float:
+        return _rms_norm(parts.error) * _rms_norm(parts.value)
+
     scale = {
-        "one": 1.0,
-        "log_keys": math.log(keys),
-        "keys": float(keys),
-        "logit": parts.scores[parts.visible].square().mean().sqrt().item(),
-        "norm": _rms_norm(vectors.get(statistic.name, parts.value)),
+        "one": lambda: 1.0,
+        "log_keys": lambda: math.log(keys),
+        "keys": lambda: float(keys),
+        "logit": lambda: parts.scores[parts.visible].square().mean().sqrt().item(),
+        "norm": lambda: _rms_norm(vectors.get(statistic.name, parts.value)),
         "compatibility": compatibility,
-        "gradient": compatibility * math.sqrt(queries),
-        "own": 0.0,
-    }[statistic.scale]
+        "gradient": lambda: compatibility() * math.sqrt(queries),
+        "own": lambda: 0.0,
+    }[statistic.scale]()
     return 0.0 if math.isnan(scale) else scale
 
 
@@ -92,10 +95,11 @@ def _spreads(parts: DenseParts) -> tuple[Tensor, Tensor]:
     """Standard deviation over the visible keys of alpha, relative to its mean, and of b, to its rms, ``[B, H, T]``."""
 
     def over_keys(x: Tensor) -> Tensor:
-        return x.where(parts.visible, 0).sum(-1) / parts.count
+        return x.where(parts.choices, 0).sum(-1) / parts.count
 
-    alpha, b = (over_keys((x - over_keys(x)[..., None]).square()).sqrt() for x in (parts.alpha, parts.b))
-    return alpha / over_keys(parts.alpha), b / over_keys(parts.b.square()).sqrt()
+    weights, b = parts.weights, parts.compatibilities
+    alpha_std, b_std = (over_keys((x - over_keys(x)[..., None]).square()).sqrt() for x in (weights, b))
+    return alpha_std / over_keys(weights), b_std / over_keys(b.square()).sqrt()
 
 
 def _correlated(parts: DenseParts) -> Tensor:

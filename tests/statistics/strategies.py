@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,11 @@ def examples(draw: st.DrawFn, dtype: torch.dtype = torch.float32, min_batch: int
     mask = None if bool(allowed.all()) and draw(st.booleans()) else _mask(allowed, masked_by, generator, dtype)
 
     scores = scale * (query.double() @ key.double().repeat_interleave(heads // groups, 1).mT)
+    extended = draw(st.booleans())  # by what few models have
+    modifications: dict[str, Any] = {}
+    if extended:
+        modifications, scores, shown = _modifications(draw, generator, scores)
+        visible = visible & shown
     if mask is not None and masked_by == "bias":
         scores = scores + mask.double()
     record = AttentionRecord(
@@ -74,20 +80,27 @@ def examples(draw: st.DrawFn, dtype: torch.dtype = torch.float32, min_batch: int
         mask=mask,
         causal=causal,
         self_attention=self_attention,
+        **modifications,
     )
-    if draw(st.integers(0, 3)) == 0:
+    if draw(st.integers(0, 3)) == 0 and not modifications:
         record = _with_logits(draw, record, scores.masked_fill(~visible, -torch.inf).to(dtype))
         assert record.logits is not None
         scores = record.logits.double()
-    output = scores.masked_fill(~visible, -torch.inf).softmax(-1).where(visible, 0) @ value.double().repeat_interleave(
-        heads // groups, 1
-    )
+    extensions = _extensions(draw, generator, (batch, heads, queries, keys)) if extended else {}
+    choices = scores.masked_fill(~visible, -torch.inf)
+    if "sink" in extensions:
+        choices = torch.cat([choices, extensions["sink"].double()[..., None]], -1)
+    weights = choices.softmax(-1)[..., :keys].where(visible, 0)
+    if "kept" in extensions:
+        weights = weights * extensions["kept"] / (1 - extensions["dropout"])
+    output = weights @ value.double().repeat_interleave(heads // groups, 1)
     error = normal(batch, heads, queries, value_width)
     error = error * (torch.rand(batch, 1, queries, 1, generator=generator) > draw(st.sampled_from([0.0, 0.3])))
     record = dataclasses.replace(
         record,
         output=output.to(dtype) if draw(st.integers(0, 5)) else None,
         error=error if draw(st.integers(0, 9)) else None,
+        **extensions,
         **_tokens(draw, generator, padding, (batch, queries, keys)),
     )
     return Example(record, visible)
@@ -105,6 +118,11 @@ def batch_slice(record: AttentionRecord, items: slice) -> AttentionRecord:
     def cut(x: Tensor | None) -> Tensor | None:
         return None if x is None else x[items]
 
+    def shifted(modification: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
+        if modification is None:
+            return None
+        return lambda *args: modification(*args[:-4], args[-4] + (items.start or 0), *args[-3:])
+
     mask = record.mask
     if mask is not None and mask.ndim == 4 and mask.shape[0] == batch:
         mask = mask[items]
@@ -119,6 +137,11 @@ def batch_slice(record: AttentionRecord, items: slice) -> AttentionRecord:
         query_tokens=cut(record.query_tokens),
         key_tokens=cut(record.key_tokens),
         mask=mask,
+        kept=cut(record.kept),
+        sink=cut(record.sink),
+        lse_error=cut(record.lse_error),
+        score_mod=shifted(record.score_mod),
+        mask_mod=shifted(record.mask_mod),
     )
 
 
@@ -162,6 +185,71 @@ def _mask(allowed: Tensor, masked_by: str | float, generator: torch.Generator, d
         return torch.randn(allowed.shape, generator=generator).masked_fill(~allowed, -torch.inf).to(dtype)
     level = torch.finfo(dtype).min if masked_by == "finfo.min" else float(masked_by)
     return torch.zeros(allowed.shape).to(dtype).masked_fill(~allowed, level)
+
+
+def _modifications(
+    draw: st.DrawFn, generator: torch.Generator, scores: Tensor
+) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """``score_mod`` and ``mask_mod``, the scores as modified, and which pairs they show."""
+    batch, heads, queries, keys = scores.shape
+    slope, bias = torch.rand(heads, generator=generator) / 8, torch.randn(heads, 600, generator=generator)
+    shown = torch.rand(batch, heads, queries, keys, generator=generator) < 0.8
+    left, right = (torch.randn(size, 3, generator=generator) for size in (queries, keys))
+    document, other = (torch.randint(0, 2, (batch, size), generator=generator) for size in (queries, keys))
+    distance = torch.arange(queries)[:, None] - torch.arange(keys)
+    everything, nothing = torch.ones_like(shown), torch.full((), -torch.inf)
+    score_mods = {
+        "": (None, scores, everything),
+        "softcap and slope": (
+            lambda score, b, h, q_idx, kv_idx: 5 * torch.tanh(score / 5) - slope[h] * (q_idx - kv_idx).abs(),
+            5 * torch.tanh(scores / 5) - slope[:, None, None].double() * distance.abs(),
+            everything,
+        ),
+        "relative position": (
+            lambda score, b, h, q_idx, kv_idx: score + bias[h, q_idx - kv_idx + 300],
+            scores + bias[:, distance + 300],
+            everything,
+        ),
+        "hiding": (
+            lambda score, b, h, q_idx, kv_idx: torch.where(shown[b, h, q_idx, kv_idx], score, nothing),
+            scores,
+            shown,
+        ),
+        "features": (  # not elementwise: a call with tensors of indices would sum over all of them
+            lambda score, b, h, q_idx, kv_idx: score + (left[q_idx] * right[kv_idx]).sum(),
+            scores + left @ right.mT,
+            everything,
+        ),
+    }
+    mask_mods = {
+        "": (None, everything),
+        "window": (lambda b, h, q_idx, kv_idx: (q_idx - kv_idx).abs() < 20, distance.abs() < 20),
+        "documents": (
+            lambda b, h, q_idx, kv_idx: document[b, q_idx] == other[b, kv_idx],
+            (document[:, None, :, None] == other[:, None, None]),
+        ),
+        "features": (
+            lambda b, h, q_idx, kv_idx: (left[q_idx] > right[kv_idx]).any(),
+            (left[:, None] > right).any(-1),
+        ),
+    }
+    score_mod, scores, shown = score_mods[draw(st.sampled_from(sorted(score_mods)))]
+    mask_mod, allowed = mask_mods[draw(st.sampled_from(sorted(mask_mods)))]
+    modifications = {"score_mod": score_mod, "mask_mod": mask_mod}
+    return {name: function for name, function in modifications.items() if function}, scores, shown & allowed
+
+
+def _extensions(draw: st.DrawFn, generator: torch.Generator, shape: tuple[int, int, int, int]) -> dict[str, Any]:
+    """Dropout that is known, a learned sink, and a gradient at the log-sum-exp."""
+    drawn: dict[str, Any] = {}
+    if draw(st.booleans()):
+        drawn["dropout"] = draw(st.sampled_from([0.1, 0.5, 0.9]))
+        drawn["kept"] = torch.rand(shape, generator=generator) >= drawn["dropout"]
+    if draw(st.booleans()):
+        drawn["sink"] = torch.randn(shape[:3], generator=generator) + draw(st.sampled_from([-3, 0, 3]))
+    if draw(st.booleans()):
+        drawn["lse_error"] = torch.randn(shape[:3], generator=generator) * draw(st.sampled_from([0.1, 1, 30]))
+    return drawn
 
 
 def _with_logits(draw: st.DrawFn, record: AttentionRecord, scores: Tensor) -> AttentionRecord:

@@ -160,7 +160,7 @@ def test_gradients_are_those_of_autograd(configuration: dict[str, Any]) -> None:
 def test_parts_of_any_record(example: Example) -> None:
     parts = dense_parts(example.record)
     assert torch.equal(parts.visible, example.visible)
-    total = parts.alpha.sum(-1)
+    total = parts.weights.sum(-1)
     torch.testing.assert_close(total, parts.visible.any(-1).double(), rtol=1e-12, atol=1e-12)
     usage = parts.usage.where(parts.seen > 0, 1)
     assert (usage >= 0).all()

@@ -28,7 +28,7 @@ def measured(record: AttentionRecord, names: tuple[str, ...] = NAMES) -> dict[st
     return finished(measure(record, select(names)), names)
 
 
-@reproducible(150)
+@reproducible(200)
 @given(records(torch.float32))
 def test_float32_agrees_with_the_reference(record: AttentionRecord) -> None:
     assert_close(measured(record), record, TOLERANCE[torch.float32])

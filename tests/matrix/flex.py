@@ -1,0 +1,35 @@
+"""FlexAttention in training on a CPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch.nn.attention.flex_attention as flex
+
+from tests.matrix.variant import Variant
+
+
+def _any_device(*tensors: Any) -> None:
+    """In place of the check."""
+
+
+def _uncompiled(self: Any) -> Callable[..., Any]:
+    return flex.flex_attention
+
+
+@contextlib.contextmanager
+def trainable_on_cpu(variant: Variant) -> Iterator[None]:
+    """Torch refuses to, because its compiled CPU kernel has no backward pass; what it runs uncompiled has one."""
+    if variant.kind != "flex":
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(flex, "_validate_device", _any_device))
+        if variant.library == "transformers":
+            from transformers.integrations.flex_attention import WrappedFlexAttention
+
+            stack.enter_context(mock.patch.object(WrappedFlexAttention, "__call__", _uncompiled))
+        yield
