@@ -59,7 +59,9 @@ def _notes(record: AttentionRecord) -> list[str]:
         notes.append(f"read as cross-attention: {_NOT_SELF}")
     if record.shape[1] == 1 and record.shape[0] > 1:
         notes.append("one head; if heads are folded into the batch, they are averaged")
-    per_sequence = record.mask is not None and (record.mask.shape[0] > 1 or record.shape[0] == 1)
+    per_sequence = record.mask_mod is not None
+    if record.mask is not None:
+        per_sequence = record.mask.shape[0] > 1 or record.shape[0] == 1
     if not per_sequence and record.query_tokens is None and record.key_tokens is None:
         notes.append(_PADDING)
     return notes

@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attnprobe.assemble import Assembly, Measured
 from attnprobe.capture.session import REPEATED, SILENT, Seen, Session
@@ -274,6 +274,9 @@ def _cause(error: Exception) -> str:
 
 
 def _rescaled(record: AttentionRecord, factor: float) -> AttentionRecord:
+    def rescaled(error: Tensor) -> Tensor:
+        return error.to(torch.promote_types(error.dtype, torch.float32)) * factor
+
     assert record.error is not None
-    working = torch.promote_types(record.error.dtype, torch.float32)
-    return replace(record, error=record.error.to(working) * factor)
+    through = None if record.lse_error is None else rescaled(record.lse_error)
+    return replace(record, error=rescaled(record.error), lse_error=through)

@@ -92,7 +92,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         attn_pdrop=0.0,
         bos_token_id=None,
         eos_token_id=None,
-        loss_type="ForCausalLM",
     )
     reports = MemoryWriter()
     monitor = AttentionMonitorCallback(
@@ -113,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             learning_rate=6e-3,
             warmup_steps=options.steps // 20,
             logging_steps=50,
+            eval_strategy="steps",  # an evaluation after the training would open a second event file
+            eval_steps=max(1, options.steps // 3),
             save_strategy="no",
             disable_tqdm=True,
             use_cpu=True,
@@ -124,12 +125,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer.train()
 
     first, last = reports.reports[0], reports.reports[-1]
+    held_out_loss = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry][-1]
     print(f"\nEvery head at step {first.step} -> step {last.step}:\n{table(first, last, COLUMNS)}")
     print(f"\nThe head whose attention sharpened most: {describe(first, last)}")
     bits = 1 / math.log(2)
     print(f"\nLoss in bits per character, of {len(alphabet)} different ones:")
     print(f"  {first.loss * bits:.2f} -> {last.loss * bits:.2f}  training batch")
-    print(f"  {trainer.evaluate()['eval_loss'] * bits:.2f}  held-out text")
+    print(f"  {held_out_loss * bits:.2f}  held-out text")
     print(f"  {unigram_entropy(held_out) * bits:.2f}  unigram entropy of the held-out text: the least without context")
     print(f"\nWritten to {options.logdir}. To look at it:\n  tensorboard --logdir {options.logdir}")
 

@@ -21,6 +21,7 @@ class Layout:
         ndim: number of dimensions of the call's queries or logits: a mask is aligned to it from the right.
         heads: number of heads where the leading dimension is ``B * H``.
         arrange: brings the model's output, and its gradient, to ``[..., T, E]``.
+        unpack: brings query, key or value, by name, there, where that makes a copy, which is not to be held.
         heads_before_blocks: whether five dimensions are ``[B, H, blocks, T, E]``.
         replay: computes the weights as dropped ``[..., T, S]`` from the tensors of the call.
         tokens: ``[B, T]`` boolean, the user's word on which tokens are real.
@@ -30,6 +31,7 @@ class Layout:
     ndim: int
     heads: int | None = None
     arrange: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    unpack: Callable[[str, Tensor], Tensor] | None = None
     heads_before_blocks: bool = False
     replay: Callable[[Mapping[str, Tensor]], Tensor | None] | None = None
     tokens: Tensor | None = None
@@ -37,6 +39,8 @@ class Layout:
     def record(self, tensors: Mapping[str, Tensor], error: Tensor | None) -> AttentionRecord:
         """The call as a record; ``error`` and ``tensors["output"]`` are in the model's layout."""
         parts: dict[str, Any] = dict(tensors)
+        if self.unpack is not None:
+            parts |= {name: self.unpack(name, parts[name]) for name in ("query", "key", "value")}
         if self.replay is not None and (dropped := self.replay(tensors)) is not None:
             parts["dropped"] = dropped
         if (shift := parts.pop("shift", None)) is not None:
@@ -69,7 +73,7 @@ class Layout:
         record = AttentionRecord(**parts, **self.facts)
         if record.self_attention is None and _reads_backwards(record):
             record = replace(record, self_attention=True)
-        if self.tokens is None:
+        if self.tokens is None or record.query_tokens is not None or record.key_tokens is not None:
             return record
         batch, _, _, queries, keys = record.shape
         return replace(

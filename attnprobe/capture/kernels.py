@@ -25,14 +25,16 @@ _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 Adapter = Callable[..., Mapping[str, Any]]
 
 _TENSORS = {"query", "key", "value", "mask", "sink"}
-_FACTS = {"scale", "causal", "dropout", "score_mod", "mask_mod", "self_attention"}
+_FACTS = {"scale", "causal", "dropout", "score_mod", "mask_mod", "self_attention", "query_tokens", "key_tokens"}
+_FUNCTIONS = {"arrange", "unpack"}
 _LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "bhtd": lambda tensor: tensor,
     "bthd": lambda tensor: tensor.transpose(1, 2),
 }
 
-_sessions: set[int] = set()
-_callers: dict[Any, Callable[..., Any]] = {}  # registered torch.autograd.Function -> what calls its apply
+#: Registered torch.autograd.Function -> what calls its apply.
+CALLERS: dict[Any, Callable[..., Any]] = {}
+_users: set[int] = set()
 _before: dict[Any, Any] = {}  # those whose apply is replaced -> the one that they had themselves
 
 
@@ -44,14 +46,18 @@ def register_attention(adapter: Adapter, *, layout: str = "bhtd") -> Callable[[_
             ``[B, H, T, D]``, ``key`` ``[B, G, S, D]`` and ``value`` ``[B, G, S, E]``; and, where they apply,
             ``scale`` (default ``D ** -0.5``), ``causal``, ``mask`` (boolean, True = visible, or additive),
             ``score_mod`` and ``mask_mod`` (as for FlexAttention), ``sink`` (learned logits ``[B, H, T, 1]``),
-            ``dropout`` (the probability) and ``self_attention``. Head ``h`` reads key head ``h // (H // G)``.
-            ``arrange`` brings the kernel's output, and its gradient, to ``[B, H, T, E]`` where ``layout`` cannot.
+            ``dropout`` (the probability), ``self_attention``, ``query_tokens`` ``[B, T]`` and ``key_tokens``
+            ``[B, S]`` (boolean, True = no padding). Head ``h`` reads key head ``h // (H // G)``.
+            ``arrange`` brings the kernel's output, and its gradient, to ``[B, H, T, E]`` where ``layout`` cannot;
+            ``unpack(name, tensor)`` does so with query, key and value if that means to copy them, which is then
+            put off until their numbers are computed.
         layout: of query, key, value and the kernel's output, the first one if it returns several:
             ``"bhtd"`` or ``"bthd"``.
 
     Returns:
-        The decorator. A function has to be called through what it returns; a class is returned as it is, so that
-        ``register_attention(adapter)(library.Kernel)`` serves for the code of others.
+        The decorator. A function has to be called through what it returns. A class is returned as it is, so that
+        ``register_attention(adapter)(library.Kernel)`` serves for the code of others; whoever looks up
+        ``Kernel.apply`` when he calls it is seen. ``attend = Kernel.apply`` is a function, to be registered itself.
 
     Raises:
         ConfigurationError: an unknown layout, or something that is neither a function nor such a class.
@@ -63,12 +69,13 @@ def register_attention(adapter: Adapter, *, layout: str = "bhtd") -> Callable[[_
     arrange = _LAYOUTS[layout]
 
     def observe(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        output = result if isinstance(result, Tensor) else result[0]
-        session.observe(_call(output, dict(adapter(*args, **kwargs)), arrange))
+        with torch.no_grad():
+            call = _call(result if isinstance(result, Tensor) else result[0], adapter(*args, **kwargs), arrange)
+        session.observe(call)
 
     def register(kernel: _Kernel) -> _Kernel:
         if isinstance(kernel, type) and issubclass(kernel, torch.autograd.Function):
-            _callers[kernel] = caller = _caller(kernel)
+            CALLERS[kernel] = caller = _caller(kernel)
             KERNELS[caller] = observe
             return kernel
         if isinstance(kernel, type) or not callable(kernel):
@@ -82,19 +89,38 @@ def register_attention(adapter: Adapter, *, layout: str = "bhtd") -> Callable[[_
     return register
 
 
-def _call(output: Tensor, given: dict[str, Any], arrange: Callable[[Tensor], Tensor]) -> Call:
-    unknown = given.keys() - _TENSORS - _FACTS - {"arrange"}
-    if unknown or not {"query", "key", "value"} <= given.keys():
+def _call(output: Tensor, told: Mapping[str, Any], arrange: Callable[[Tensor], Tensor]) -> Call:
+    given = dict(told)
+    optional = _TENSORS | _FACTS | _FUNCTIONS
+    if given.keys() - optional or not {"query", "key", "value"} <= given.keys():
         raise ConfigurationError(
-            f"an attention adapter returns query, key and value, and if need be arrange, "
-            f"{', '.join(sorted((_TENSORS | _FACTS) - {'query', 'key', 'value'}))}; got {', '.join(map(str, given))}"
+            f"an attention adapter returns query, key and value, and if need be "
+            f"{', '.join(sorted(optional - {'query', 'key', 'value'}))}; got {', '.join(map(str, given)) or 'nothing'}"
         )
-    own = given.pop("arrange", None)
+    own, unpack = given.pop("arrange", None), given.pop("unpack", None)
     tensors = {name: given.pop(name) for name in _TENSORS & given.keys() if given[name] is not None}
     if own is None:
         tensors |= {name: arrange(tensors[name]) for name in ("query", "key", "value")}
-    given.setdefault("scale", tensors["query"].shape[-1] ** -0.5)
-    return Call(output, tensors, Layout(given, 4, arrange=own or arrange))
+    if unpack is None:
+        _check(tensors["query"], tensors["key"], tensors["value"], (own or arrange)(output))
+    if given.get("scale") is None:
+        given["scale"] = tensors["query"].shape[-1] ** -0.5
+    return Call(output, tensors, Layout(given, 4, arrange=own or arrange, unpack=unpack))
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> None:
+    """That an adapter's tensors are those of one attention call."""
+    fit = all(x.ndim == 4 for x in (query, key, value, output))
+    fit = fit and key.shape[:3] == value.shape[:3] and query.shape[0] == key.shape[0]
+    fit = fit and query.shape[3] == key.shape[3] and query.shape[1] % key.shape[1] == 0
+    if not fit or output.shape != (*query.shape[:3], value.shape[3]):
+        shapes = ", ".join(
+            f"{name} {[*x.shape]}" for name, x in {"query": query, "key": key, "value": value, "output": output}.items()
+        )
+        raise ConfigurationError(
+            f"query [B, H, T, D], key [B, G, S, D], value [B, G, S, E] and output [B, H, T, E] are expected from an "
+            f"attention adapter and its kernel, got {shapes}"
+        )
 
 
 def _hand_over(visible: Any, kernel: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -109,19 +135,18 @@ def _caller(function: Any) -> Callable[..., Any]:
     return lambda *args, **kwargs: function.apply(*args, **kwargs)
 
 
-def install(session: object) -> None:
-    """Make the registered ``autograd.Function`` classes visible while a session lasts."""
-    if not _sessions:
-        for function in _callers:
-            _before[function] = function.__dict__.get("apply")
-            function.apply = classmethod(functools.partial(_apply, function))
-    _sessions.add(id(session))
+def install(user: object) -> None:
+    """Make the registered ``autograd.Function`` classes visible until ``remove``."""
+    _users.add(id(user))
+    for function in CALLERS.keys() - _before.keys():
+        _before[function] = own = function.__dict__.get("apply")
+        function.apply = classmethod(_apply(function, own))
 
 
-def remove(session: object) -> None:
-    """Undo ``install``, unless another session still needs it."""
-    _sessions.discard(id(session))
-    while _before and not _sessions:
+def remove(user: object) -> None:
+    """Undo ``install``, unless another user still needs it."""
+    _users.discard(id(user))
+    while _before and not _users:
         function, own = _before.popitem()
         if own is None:
             del function.apply
@@ -129,8 +154,11 @@ def remove(session: object) -> None:
             function.apply = own
 
 
-def _apply(function: Any, used: Any, *args: Any, **kwargs: Any) -> Any:
-    """``used.apply``, where ``used`` is the registered ``function`` or a subclass, which is somebody else's."""
-    own = _before.get(function)
-    apply = super(function, used).apply if own is None else own.__get__(None, used)
-    return _hand_over(_callers[function], apply, args, kwargs) if used is function else apply(*args, **kwargs)
+def _apply(function: Any, own: Any) -> Callable[..., Any]:
+    """What stands for the ``apply`` of a registered class; a subclass is somebody else's."""
+
+    def apply(used: Any, *args: Any, **kwargs: Any) -> Any:
+        inner = super(function, used).apply if own is None else own.__get__(None, used)
+        return _hand_over(CALLERS[function], inner, args, kwargs) if used is function else inner(*args, **kwargs)
+
+    return apply

@@ -22,6 +22,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils.checkpoint import CheckpointFunction
 
+from attnprobe.capture import kernels
 from attnprobe.capture.unseen import sequence_number
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -136,6 +137,7 @@ class Watch:
         return self._local.running
 
     def start(self) -> None:
+        kernels.install(self)
         self._handles = [
             register_module_forward_pre_hook(self._enter),
             register_module_forward_hook(self._exit, always_call=True),
@@ -146,6 +148,7 @@ class Watch:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        kernels.remove(self)
         _withdraw(self.mode)
         self._local.running = Running()
 

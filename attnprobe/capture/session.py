@@ -17,15 +17,23 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from attnprobe.capture import flex, multihead, scores, sdpa, softmax  # noqa: F401  (they register their handlers)
-from attnprobe.capture import kernels as registered
+from attnprobe.capture import flash, flex, multihead, scores, sdpa, softmax  # noqa: F401  (they register handlers)
 from attnprobe.capture.call import Call, Layout
 from attnprobe.capture.eager import force_eager, release
 from attnprobe.capture.evidence import folded_heads, heads_before_blocks, same_tokens
 from attnprobe.capture.hold import Held
 from attnprobe.capture.modules import Entry, Position, Watch
 from attnprobe.capture.registry import AFTER, AROUND, KERNELS
-from attnprobe.capture.unseen import GRAPHED, KERNEL, REPLICAS, SCRIPTED, in_cuda_graph, kernels, scripted_attention
+from attnprobe.capture.unseen import (
+    GRAPHED,
+    REPLICAS,
+    SCRIPTED,
+    in_cuda_graph,
+    kernel_around,
+    kernels,
+    scripted_attention,
+    sequence_number,
+)
 from attnprobe.record import AttentionRecord
 
 REPEATED = "backward ran more than once through the same forward pass"
@@ -97,7 +105,7 @@ class Session:
         self.watch = Watch(
             model, self.mode, self._needed, opaque=self._opaque, left=self._left, without_grad=forward_only
         )
-        self._nodes: set[int] = set()  # of the autograd graph, by sequence number, that were looked at
+        self.known: set[int] = set()  # nodes of the autograd graph, by number, that were looked at or are registered
         self._off: frozenset[str] = frozenset()
         self._forward: set[str] = set()  # modules whose forward pass was seen
 
@@ -106,7 +114,7 @@ class Session:
         # Within one step a layer is held in every pass or in none: checkpointing counts what is saved.
         self._off = frozenset(self.problems)
         force_eager(self)
-        registered.install(self)
+        flash.register()
         self.watch.start()
 
     def stop(self) -> None:
@@ -117,7 +125,6 @@ class Session:
         """
         self.live = False
         release(self)
-        registered.remove(self)
         if sys.exc_info()[0] is not None:
             self._owed.clear()
         if not self._needed():
@@ -159,7 +166,7 @@ class Session:
         entry = running.entries[-1]
         module, index = entry.name, running.calls.get(entry.name, 0)
         if call.output.grad_fn is not None:
-            self._nodes.add(call.output.grad_fn._sequence_nr())  # this one is looked into
+            self.known.add(call.output.grad_fn._sequence_nr())  # this one is looked into
         if (reason := self._out_of_reach()) is not None:
             if reason:
                 self.refuse(reason)
@@ -197,7 +204,7 @@ class Session:
             return GRAPHED
         if self.forward_only or torch.is_grad_enabled():
             return None
-        return "" if self.watch.resume() else UNRECORDED
+        return "" if self.watch.resume() else kernel_around() or UNRECORDED
 
     def _layout(self, call: Call, entry: Entry) -> Layout:
         """With what is known from outside of the call."""
@@ -232,10 +239,10 @@ class Session:
 
     def _left(self, entry: Entry, result: Any) -> None:
         """A module has ended: did it run attention that nothing can look into?"""
-        if self.live and torch.is_grad_enabled() and self.watch.running.task == -1:
+        if self.live and torch.is_grad_enabled() and not self.watch.running.replayed:
             with self.guard(entry.name), torch._C.DisableTorchFunction():
-                for name in kernels(result, entry.number, self._nodes):
-                    self.refuse(KERNEL.format(name), entry.name)
+                for reason in kernels(result, entry.number, self.known):
+                    self.refuse(reason, entry.name)
 
     def _arrived(
         self, seen: Seen, layout: Layout, held: Held, output: Held, error: Tensor, through: list[Tensor]
@@ -307,7 +314,9 @@ class _Intercept(TorchFunctionMode):
         if not (session.live or session.watch.running.replayed):
             return func(*args, **kwargs)
         if func in KERNELS:
+            number = sequence_number()
             result = func(*args, **kwargs)
+            session.known.update(range(number, sequence_number()))
             with session.guarded():
                 KERNELS[func](session, result, args, kwargs)
             return result

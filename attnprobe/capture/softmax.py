@@ -138,9 +138,10 @@ def _one_mask(masks: Iterable[Tensor]) -> Tensor | None:
 
 
 def _hides(mask: Tensor) -> Tensor:
-    """From which value down an additive mask hides: a mask of 0 and one low value means it, a bias may be that low."""
+    """From which value down an additive mask hides: below a gap; a bias without one may be as low."""
     low = mask.amin()
-    return torch.where(((mask == 0) | (mask == low)).all() & (low <= _HIDES), low, -1e4)
+    gap = ((mask <= 1.5 * _HIDES) | (mask >= 0.5 * _HIDES)).all() | ((mask == 0) | (mask == low)).all()
+    return torch.where(gap & (low <= _HIDES) & (mask.amax() >= 0.5 * _HIDES), _HIDES, -1e4)
 
 
 @after("softmax", "special_softmax")

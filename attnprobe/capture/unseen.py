@@ -6,20 +6,31 @@ What runs in TorchScript or in a kernel of its own hands nothing out. A scripted
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
+from torch.utils.checkpoint import CheckpointFunction
+
+from attnprobe.capture.kernels import CALLERS
 
 NESTED = "its inputs are nested tensors, which have no common length"
 SCRIPTED = "it is TorchScript, which runs outside of Python: probe the model before it is scripted or traced"
 REPLICAS = "it runs as replicas of nn.DataParallel, copies in threads of their own: use DistributedDataParallel"
 GRAPHED = "it is being captured into a CUDA graph, whose replays run no Python: probe it uncaptured"
 KERNEL = (
-    "it runs the autograd.Function {}, which nothing can look into: attnprobe.register_attention tells what it computes"
+    "it runs the autograd.Function {}, which nothing can look into: if that is softmax attention, "
+    "attnprobe.register_attention tells what it computes"
 )
+BOUND = (
+    "it runs the registered autograd.Function {0} through a name for {0}.apply that was bound before the probe came: "
+    "register that function instead"
+)
+#: The sequence number of leaves is at least this.
+_LEAF = 2**63
 
 
 def scripted_attention(module: nn.Module) -> bool:
@@ -31,8 +42,8 @@ def scripted_attention(module: nn.Module) -> bool:
 
 
 def sequence_number() -> int:
-    """Of the next node of the autograd graph."""
-    number: int = torch._C._autograd._get_sequence_nr()
+    """Of the next node of the autograd graph; 0 in a torch that does not tell."""
+    number: int = getattr(torch._C._autograd, "_get_sequence_nr", int)()
     return number
 
 
@@ -41,27 +52,41 @@ def in_cuda_graph() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+
+
+def kernel_around() -> str:
+    """What to say where this is inside of an ``autograd.Function``'s forward pass, which has no gradients."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _APPLY and frame.f_locals["cls"] is not CheckpointFunction:
+            return _reason(frame.f_locals["cls"])
+        frame = frame.f_back
+    return ""
+
+
+def _reason(function: Any) -> str:
+    return (BOUND if function in CALLERS else KERNEL).format(function.__name__)
+
+
 def kernels(result: Any, since: int, known: set[int]) -> Iterator[str]:
-    """Names of the attention-like ``autograd.Function`` nodes behind ``result``.
+    """What to say of the attention-like ``autograd.Function`` nodes behind ``result``.
 
     Args:
         result: what a module returned.
         since: autograd's sequence number at the module's start; older nodes are not the module's.
-        known: sequence numbers of nodes looked at already; added to.
+        known: sequence numbers of nodes looked at already, for a module inside of this one; added to.
     """
-    pending = [tensor.grad_fn for tensor in _tensors(result)]
+    pending, visited = [tensor.grad_fn for tensor in _tensors(result)], set()
     while pending:
         node: Any = pending.pop()
-        if node is None or not since <= (number := node._sequence_nr()) < _LEAF or number in known:
+        if node is None or node in visited or not since <= (number := node._sequence_nr()) < _LEAF:
             continue
-        known.add(number)
+        visited.add(node)
         pending += [before for before, _ in node.next_functions]
-        if isinstance(node, BackwardCFunction) and _like_attention(node):
-            yield type(node).__name__.removesuffix("Backward")
-
-
-#: The sequence number of leaves.
-_LEAF = 2**63
+        if number not in known and isinstance(node, BackwardCFunction) and _like_attention(node):
+            yield _reason(node._forward_cls)  # type: ignore[attr-defined]
+        known.add(number)
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
@@ -74,16 +99,24 @@ def _tensors(result: Any) -> Iterator[Tensor]:
 
 def _like_attention(node: Any) -> bool:
     """Query, key and value go in, one context per query comes out; or the three of them packed in one tensor."""
-    context = tuple(node._input_metadata[0].shape)
+    context, *others = (tuple(output.shape) for output in node._input_metadata)
     given = [_shape(before, output) for before, output in node.next_functions if before is not None]
     given = [shape for shape in given if len(shape) >= 3]
-    if any(size == 3 and shape[:i] + shape[i + 1 :] == context for shape in given for i, size in enumerate(shape)):
+    if node._forward_cls is CheckpointFunction or context in others:
+        return False  # hands several tensors through, as hooks on modules do
+    if any(context in _unpacked(shape) for shape in given):
         return True
     if len(given) < 3:
         return False
     query, key, value = given[:3]
     alike = len(query) == len(key) == len(value) and query[:-1] == context[:-1] and key[:-1] == value[:-1]
     return alike and query[-1] == key[-1] and value[-1] == context[-1]
+
+
+def _unpacked(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Of ``[B, T, 3, H, D]``, in any order, or ``[tokens, 3, H, D]``: the shape of each of the three."""
+    axes = {4: [1], 5: range(4)}.get(len(shape), ())
+    return [shape[:i] + shape[i + 1 :] for i in axes if shape[i] == 3]
 
 
 def _shape(node: Any, output: int) -> tuple[int, ...]:

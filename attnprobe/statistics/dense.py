@@ -22,6 +22,7 @@ from attnprobe.statistics.modifications import tensors_as_indices
 
 MASKED_BELOW = -1e4  # a score this low, or an additive mask value, means "not visible"
 TWO_LEVEL_MASKED_BELOW = -50.0  # ... and so does m in a mask that holds exactly {0, m}
+GAP = (-75.0, -25.0)  # ... and so does everything below a gap: a bias to which {0, -100} was added
 DEAD_USAGE = 0.02
 JUDGED_ROWS = 8  # a column is called dead only if this many rows could have read it
 MIN_SPREAD = 1e-3  # below this relative spread a correlation is rounding noise
@@ -252,6 +253,8 @@ def _masked(mask: Tensor) -> Tensor:
     lowest, zero = mask.min(), mask == 0
     if lowest <= TWO_LEVEL_MASKED_BELOW and zero.any() and (zero | (mask == lowest)).all():
         masked = masked | (mask == lowest)
+    if lowest <= GAP[0] and mask.max() >= GAP[1] and not ((mask > GAP[0]) & (mask < GAP[1])).any():
+        masked = masked | (mask <= GAP[0])
     return masked
 
 

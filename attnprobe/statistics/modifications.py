@@ -56,12 +56,14 @@ def tensors_as_indices() -> AbstractContextManager[Any]:
 
 
 class _Scalars(TorchFunctionMode):
-    """In which no function may return a tensor of more than one number."""
+    """Sees whether all that is computed is scalars."""
+
+    everything = True
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.ndim > 0:
-            raise ValueError(f"{func} returned a tensor of shape {[*result.shape]}")
+            self.everything = False  # raising would make a traced function print where it was
         return result
 
 
@@ -69,13 +71,15 @@ def _broadcasts(function: PairFunction, few: list[Tensor], *scores: Tensor) -> b
     """Whether one call for all pairs of some indices is as good as a call for each."""
     b, h, q_idx, kv_idx = few
     pairs = [
-        (*(score[n, i, j] for score in scores), b[n], h[n], q_idx[i], kv_idx[j])
+        (*(score[n, i, j].clone() for score in scores), b[n], h[n], q_idx[i], kv_idx[j])
         for n, i, j in torch.cartesian_prod(*(torch.arange(len(index)) for index in few[1:])).tolist()
     ]
     try:
-        at_once = _broadcast(function, few, *(score.clone() for score in scores))
-        with _Scalars():
+        with _Scalars() as scalars:
             one_by_one = [function(*pair) for pair in pairs]
+        if not scalars.everything:
+            return False
+        at_once = _broadcast(function, few, *scores)
     except Exception:  # whatever the function cannot do with tensors of indices
         return False
     return torch.allclose(at_once.flatten().float(), torch.stack(one_by_one).float(), 1e-4, 1e-6, equal_nan=True)

@@ -156,8 +156,9 @@ class Scores:
 def _mask_threshold(record: AttentionRecord) -> float:
     """The additive value from which on a pair counts as masked.
 
-    A mask that holds exactly two values, 0 and something at or below -50, is a mask whatever its lower
-    value; any other additive mask is a bias that may also mask.
+    A mask that holds exactly two values, 0 and something at or below -50, is a mask whatever its lower value. So is
+    one with nothing between -75 and -25 and something below: a bias to which a mask of 0 and -100 was added. Any
+    other additive mask is a bias that may also mask.
     """
     mask = record.mask
     if mask is None or mask.dtype == torch.bool or mask.numel() == 0:
@@ -168,4 +169,6 @@ def _mask_threshold(record: AttentionRecord) -> float:
     low, high = mask.amin(), mask.amax()
     strips = mask.split(max(1, ROWS * COLUMNS * mask.shape[-2] // mask.numel()), -2) if mask.ndim > 1 else (mask,)
     binary = torch.stack([((strip == 0) | (strip == low)).all() for strip in strips]).all()
-    return max(float(torch.where(binary & (low <= -50) & (high == 0), low, MASK_VALUE)), MASK_VALUE)
+    gap = torch.stack([((strip <= -75) | (strip >= -25)).all() for strip in strips]).all()
+    two_levels = torch.where(binary & (low <= -50) & (high == 0), low, MASK_VALUE)
+    return max(float(torch.where(gap & (low <= -75) & (high >= -25), -50, two_levels)), MASK_VALUE)

@@ -28,18 +28,9 @@ QUIET = {
 def gpt2(dropout: float = 0.0, **options: Any) -> Any:
     """Two layers of two heads; always the same weights."""
     torch.manual_seed(0)
+    size = {"vocab_size": VOCABULARY, "n_positions": TOKENS, "n_embd": 16, "n_layer": 2, "n_head": 2}
     rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-    config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=TOKENS,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        bos_token_id=0,
-        eos_token_id=0,
-        **rates | options,
-    )
-    return GPT2LMHeadModel(config)
+    return GPT2LMHeadModel(GPT2Config(**size | rates | options, bos_token_id=0, eos_token_id=0))
 
 
 LAYERS = ("transformer.h.0.attn", "transformer.h.1.attn")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from attnprobe import AttentionRecord, StepReport
+from attnprobe.statistics.dense import dense_parts
 from tests.capture.reference import session
 from tests.matrix.spy import Spy
 from tests.statistics.compare import TOLERANCE, assert_close
@@ -39,15 +40,25 @@ def combined(cell: Cell, history: History, records: list[AttentionRecord], spy: 
 
 
 def as_one_batch(records: Sequence[AttentionRecord]) -> AttentionRecord:
+    records = [_without_functions(record) for record in records]
     parts: dict[str, Tensor | None] = {}
-    for name in ("value", "query", "key", "output", "error", "logits", "mask", "query_tokens", "key_tokens"):
+    for name in (field.name for field in fields(AttentionRecord)):
         tensors = [getattr(record, name) for record in records]
         if name == "mask":
             tensors = [
-                x if x is None else x.expand(r.shape[0], -1, -1, -1) for x, r in zip(tensors, records, strict=True)
+                None if x is None else x.expand(len(r.value), -1, -1, -1) for x, r in zip(tensors, records, strict=True)
             ]
-        parts[name] = None if any(x is None for x in tensors) else torch.cat(tensors)
+        if any(isinstance(x, Tensor) for x in tensors):
+            parts[name] = None if any(x is None for x in tensors) else torch.cat(tensors)
     return replace(records[0], **parts)
+
+
+def _without_functions(record: AttentionRecord) -> AttentionRecord:
+    """FlexAttention's functions know the sequences of their own micro-batch only."""
+    if record.score_mod is None and record.mask_mod is None:
+        return record
+    parts = dense_parts(record)
+    return replace(record, logits=parts.scores, mask=parts.visible, score_mod=None, mask_mod=None)
 
 
 def _values(report: StepReport, row: str) -> dict[str, Tensor]:

@@ -29,7 +29,8 @@ class Outcome:
         captured, expected: number of rows of all reports of a probed step.
         calls: how many errors ``u`` were compared with autograd's.
         difference: the largest between them.
-        problems: what does not hold.
+        harm: what the probe changed.
+        missed: what it did not find, or found wrong.
         fails: the error with which the model fails without any probe.
         seconds: of processor time.
     """
@@ -38,13 +39,18 @@ class Outcome:
     expected: int = 0
     calls: int = 0
     difference: float = 0.0
-    problems: list[str] = field(default_factory=list)
+    harm: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
     fails: str = ""
     seconds: float = 0.0
 
     @property
     def passed(self) -> bool:
         return not self.problems and not self.fails
+
+    @property
+    def problems(self) -> list[str]:
+        return [*self.harm, *self.missed]
 
 
 def check(variant: Variant, condition: Condition, make_probe: MakeProbe = AttentionProbe) -> Outcome:
@@ -64,7 +70,7 @@ def check(variant: Variant, condition: Condition, make_probe: MakeProbe = Attent
         _compare(outcome, cell, plain, make_probe)
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
-        outcome.problems.append(f"with the probe: {said(error)} (line {last.lineno} of {last.name})")
+        outcome.harm.append(f"with the probe: {said(error)} (line {last.lineno} of {last.name})")
     outcome.seconds = time.process_time() - start
     return outcome
 
@@ -85,23 +91,23 @@ def _compare(outcome: Outcome, cell: Cell, plain: History, make_probe: MakeProbe
         return make_probe(model, every_n_steps=EVERY, statistics=statistics, action="record")
 
     watched = cell.run(watch)
-    outcome.problems += watched.problems + plain.problems + different(plain, watched)
-    outcome.problems += _warnings(condition.warns, plain, watched)
+    outcome.harm += [*plain.problems, *watched.problems, *different(plain, watched)]
     if backend and backend.graphs > compiled:
-        outcome.problems.append("the probe made torch compile the model again")
+        outcome.harm.append("the probe made torch compile the model again")
+    outcome.missed += _warnings(condition.warns, plain, watched)
     for reports, (_, rows) in zip(watched.reports, watched.watchers, strict=True):
-        outcome.captured += min([rows_found(report, rows, outcome.problems) for report in reports], default=0)
+        outcome.captured += min([rows_found(report, rows, outcome.missed) for report in reports], default=0)
     for report, rows in watched.evaluated:
-        rows_found(report, rows, outcome.problems, evaluated=True)
+        rows_found(report, rows, outcome.missed, evaluated=True)
 
     spied = cell.run(spy=(spy := Spy()), steps=1)
-    outcome.problems += [f"spied: {problem}" for problem in different(_first_step(plain), _first_step(spied))]
+    outcome.missed += [f"spied: {problem}" for problem in different(_first_step(plain), _first_step(spied))]
     outcome.calls = len(records)
     outcome.difference = max([_error_difference(spy, record) for record in records], default=0.0)
     if outcome.difference or len(records) < outcome.captured:
-        outcome.problems.append(f"u of {len(records)} calls differs from autograd's by {outcome.difference:.2g}")
-    outcome.problems += condition.verify(cell, watched, records, spy)
-    outcome.problems = list(dict.fromkeys(outcome.problems))
+        outcome.missed.append(f"u of {len(records)} calls differs from autograd's by {outcome.difference:.2g}")
+    outcome.missed += condition.verify(cell, watched, records, spy)
+    outcome.harm, outcome.missed = ([*dict.fromkeys(texts)] for texts in (outcome.harm, outcome.missed))
 
 
 def rows_found(report: StepReport, rows: Rows, problems: list[str], *, evaluated: bool = False) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnprobe import AttentionRecord
-from attnprobe.statistics.dense import dense_parts
+from attnprobe.statistics.dense import _for_each_pair, dense_parts
 from tests.matrix.spy import Spy
 
 if TYPE_CHECKING:
@@ -30,22 +30,42 @@ def first_order(cell: Cell, history: History, records: list[AttentionRecord], sp
 
 def _identities(record: AttentionRecord, spy: Spy) -> Iterator[tuple[str, float]]:
     assert record.error is not None
-    parts, u = dense_parts(record), record.error
+    parts = dense_parts(record)
     sees = parts.count[..., None] > 0  # a row that sees nothing has no weights, whatever the model makes of it
-    u = u.where(sees, 0)
-    score_gradient = parts.alpha * (parts.b - parts.E[..., None])
+    u, weights, score_gradient = (
+        record.error.where(sees, 0),
+        parts.dropout * parts.alpha,
+        -parts.alpha * parts.advantage,
+    )
     if record.output is not None:
-        yield "alpha v = o", _distance((parts.alpha @ parts.value).where(sees, 0), record.output.where(sees, 0))
+        yield "alpha v = o", _distance((weights @ parts.value).where(sees, 0), record.output.where(sees, 0))
         yield "sum alpha b = u.o", _distance((parts.alpha * parts.b).sum(-1), (u * record.output).sum(-1))
-    yield "sum alpha u = dL/dv", spy.difference(record.value, _over_groups(parts.alpha.mT @ u, record))
+    yield "sum alpha u = dL/dv", spy.difference(record.value, _over_groups(weights.mT @ u, record))
     if record.logits is not None:
-        yield "dS = dL/dlogits", spy.difference(record.logits, score_gradient)
+        # Beside a learned sink they are known up to rounding: models take the row's maximum off first.
+        near = 0.0 if record.sink is None else EXACT
+        yield "dS = dL/dlogits", spy.difference(record.logits, score_gradient, near)
         return
     assert record.query is not None
     assert record.key is not None
+    if record.score_mod is not None:
+        score_gradient = score_gradient * _slopes(record)
     yield "scale dS k = dL/dq", spy.difference(record.query, record.scale * score_gradient @ parts.key)
     by_head = record.scale * score_gradient.mT @ parts.query
     yield "scale dS^T q = dL/dk", spy.difference(record.key, _over_groups(by_head, record))
+
+
+def _slopes(record: AttentionRecord) -> Tensor:
+    """Of FlexAttention's ``score_mod`` at every pair."""
+    assert record.query is not None
+    assert record.key is not None
+    assert record.score_mod is not None
+    batch, heads, _, queries, keys = record.shape
+    key = record.key.repeat_interleave(heads // record.key.shape[1], dim=1)
+    scores = (record.scale * record.query @ key.mT).requires_grad_()
+    indices = [torch.arange(size) for size in (batch, heads, queries, keys)]
+    (slopes,) = torch.autograd.grad(_for_each_pair(record.score_mod, indices, scores).sum(), scores)
+    return slopes
 
 
 def _over_groups(by_head: Tensor, record: AttentionRecord) -> Tensor:

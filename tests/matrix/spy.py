@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 from functools import cached_property, partial
 from typing import Any
 from unittest import mock
@@ -13,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from tests.global_state import global_state
 
@@ -47,14 +47,14 @@ class Spy(TorchFunctionMode):
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():  # FlexAttention does it inside
             return func(*args, **kwargs)
-        self._look((args, kwargs))
+        self._look((args, (*kwargs.values(),)))
         result = func(*args, **kwargs)
         self._look(result)
         return result
 
     def _look(self, tree: Any) -> None:
-        for tensor in tree_leaves(tree):
-            if type(tensor) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        for tensor in _tensors(tree):
+            if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
                 continue
             if tensor.grad_fn is None or not tensor.is_floating_point():
                 continue
@@ -73,10 +73,18 @@ class Spy(TorchFunctionMode):
                 index.setdefault(_key(values), []).append((values, gradient))
         return index
 
-    def difference(self, values: Tensor, gradient: Tensor) -> float:
-        """Largest ``|ours - autograd's| / (1 + |ours|)`` at the tensor of these values that fits best; inf for none."""
+    def difference(self, values: Tensor, gradient: Tensor, near: float = 0.0) -> float:
+        """Largest ``|ours - autograd's| / (1 + |ours|)`` at the tensor of these values that fits best; inf for none.
+
+        Where no tensor has these values, one whose values differ by no more than ``near`` will do.
+        """
         ours = _paired(values, gradient)
         candidates = self._by_values.get(_key(values), [])
+        if not candidates and near:
+            every = (found for sights in self._by_values.values() for found in sights)
+            candidates = [
+                f for f in every if f[0].numel() == values.numel() and _distance(_sorted(values), _sorted(f[0])) <= near
+            ]
         return min((_distance(ours, _paired(*found)) for found in candidates), default=math.inf)
 
     def difference_of(self, gradient: Tensor) -> float:
@@ -105,6 +113,14 @@ class Sentry(TorchFunctionMode):
 def _keep(gradients: list[Tensor], gradient: Tensor | None) -> None:
     if gradient is not None:
         gradients.append(gradient.detach().clone())
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if type(tree) is Tensor:
+        yield tree
+    elif isinstance(tree, tuple | list):
+        for branch in tree:
+            yield from _tensors(branch)
 
 
 def _never(tensors: Any) -> bool:

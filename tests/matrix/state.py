@@ -12,7 +12,7 @@ from torch import nn
 from tests.global_state import global_state
 
 _HOOKS = tuple(name for name in vars(nn.Module()) if "hooks" in name)
-_OWNERS = (torch, torch.Tensor, torch.nn.functional, torch.autograd, torch.utils.checkpoint, nn.Module)
+_OWNERS = (torch, torch.Tensor, torch.nn.functional, torch.autograd, torch.utils.checkpoint)
 
 
 def whole_state(models: Iterable[nn.Module]) -> dict[str, Any]:
@@ -22,16 +22,17 @@ def whole_state(models: Iterable[nn.Module]) -> dict[str, Any]:
     for owner in _OWNERS:
         state |= {f"{owner.__name__}.{name}": id(value) for name, value in vars(owner).items() if callable(value)}
     state |= _transformers()
+    classes: set[type] = set()
     for number, model in enumerate(models):
         for name, module in model.named_modules():
             where = f"model {number}, {name or 'root'}"
             state[f"{where}: class"] = type(module)
             state[f"{where}: attributes"] = sorted(vars(module))
             state[f"{where}: hooks"] = [[*getattr(module, table)] for table in _HOOKS if hasattr(module, table)]
-            for owner in type(module).__mro__:
-                state[f"{owner.__qualname__}: attributes"] = {
-                    attribute: id(value) for attribute, value in vars(owner).items() if callable(value)
-                }
+            classes.update(type(module).__mro__)
+    for owner in classes:
+        functions = {attribute: id(value) for attribute, value in vars(owner).items() if callable(value)}
+        state[f"{owner.__module__}.{owner.__qualname__}: attributes"] = functions
     return state
 
 

@@ -89,14 +89,15 @@ class Cell:
             caught = stack.enter_context(warnings.catch_warnings(record=True))
             warnings.simplefilter("always")
             stack.enter_context(trainable_on_cpu(self.variant))
-            before, quiet = whole_state(self.models), (global_state(), stance())
+            quiet = global_state(), stance()
+            before = whole_state(self.models) if watch is not None else {}
             with contextlib.ExitStack() as watching:
                 if watch is not None:
                     watched = self.condition.watched(self.models, self.rows)
                     history.watchers = [(watching.enter_context(watch(model)), rows) for model, rows in watched]
                 self._train(history, steps, spy, quiet)
-            changed = differences(before, whole_state(self.models))
-            if watch is not None and changed:
+            changed = differences(before, whole_state(self.models)) if before else []
+            if changed:
                 history.problems.append(f"not as before the probe: {', '.join(changed[:5])}")
         for warning in caught:
             if issubclass(warning.category, AttnProbeWarning):

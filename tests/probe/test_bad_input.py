@@ -123,7 +123,11 @@ def frozen_step(probe, model):
 
 #: model, step -> why the report is not valid
 STEPS = {
-    "no attention": (no_attention, whole_step, "no softmax attention was seen. Looked for F.scaled_dot_product_attention"),
+    "no attention": (
+        no_attention,
+        whole_step,
+        "no softmax attention was seen. Looked for F.scaled_dot_product_attention",
+    ),
     "no backward": (net, missing_backward, "no backward reached any attention call"),
     "no backward, partly frozen": (partly_frozen, missing_backward, "no backward reached any attention call"),
     "two backwards": (net, two_backwards, "backward ran more than once through the same forward pass"),
