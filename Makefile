@@ -5,13 +5,17 @@ VENV ?= .venv
 TORCH ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs wheel clean
+.PHONY: demo test matrix lint docs wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/attnprobe markov --logdir runs/markov
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+# Models x conditions, a quarter of an hour; writes docs/coverage.md.
+matrix: $(VENV)/.installed-matrix
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.matrix
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -39,3 +43,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -e '.[test]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-matrix: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -e '.[matrix]'
+	@touch $@ $(VENV)/.installed-test $(VENV)/.installed

@@ -89,17 +89,15 @@ class AttentionMonitorCallback(TrainerCallback):  # type: ignore[misc]
         callbacks = trainer.callback_handler.callbacks
         if sum(isinstance(callback, AttentionMonitorCallback) for callback in callbacks) > 1:
             raise ConfigurationError("a trainer takes one AttentionMonitorCallback; layers= takes several patterns")
-        reporters = _reporters(callbacks, (args, state, control), model) if state.is_world_process_zero else []
-        self.probe = AttentionProbe(
-            model,
-            writers=[*self.writers, *reporters] if state.is_world_process_zero else [],
-            grad_scaler=trainer.accelerator.scaler,
-            **self._options,
-        )
+        writers = []
+        if state.is_world_process_zero:
+            writers = [*self.writers, *_reporters(callbacks, (args, state, control), model)]
+        scaler = trainer.accelerator.scaler
+        self.probe = AttentionProbe(model, writers=writers, grad_scaler=scaler, **self._options)
         if STATE in state.stateful_callbacks:
             saved = json.loads(state.stateful_callbacks[STATE])
-            since = state.global_step + 1 - saved["step"]  # steps that were not probed change nothing else
-            self.probe.load_state_dict({**saved, "step": saved["step"] + since, "count": saved["count"] + since})
+            now = state.global_step + 1  # since it was saved only steps were counted
+            self.probe.load_state_dict({**saved, "step": now, "count": saved["count"] + now - saved["step"]})
         self.probe.discard()
         self._trainer = trainer
 

@@ -52,6 +52,14 @@ def score_operands(equation: str, left: Tensor, right: Tensor) -> tuple[Tensor, 
     return _bring(left, one, output + d), _bring(right, two, output + d), own
 
 
+def contracts(equation: str | None, weights: Tensor, axis: int, *, swapped: bool) -> bool:
+    """Whether a product, by ``equation`` or ``@``, sums over an axis of one operand, the second if ``swapped``."""
+    if equation is None:
+        return axis == (-2 if swapped else -1)
+    operands, _, output = equation.replace(" ", "").partition("->")
+    return operands.split(",")[swapped][axis] not in output
+
+
 def value_operands(
     equation: str, weights: Tensor, axis: int, value: Tensor, *, swapped: bool
 ) -> tuple[Tensor, Callable[[Tensor], Tensor], list[int]] | None:

@@ -115,7 +115,8 @@ def _modifications(given: Mapping[str, Any], queries: Tensor, keys: Tensor) -> d
         if cap > 0:
             score = cap * torch.tanh(score / cap)
         if slopes is not None:
-            score = score - (slopes[h] if slopes.ndim == 1 else slopes[b, h]) * (j - i - shift[b]).abs()
+            slope = slopes[h] if slopes.ndim == 1 else slopes[b, h]
+            score = score - slope.to(score.dtype) * (j - i - shift[b]).abs()
         return score
 
     return {"mask_mod": visible, "score_mod": score if cap > 0 or slopes is not None else None}

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from attnprobe.capture.session import Session
 
 _SHAPE = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "contiguous", "clone")
-_CAST = ("to", "type_as", "float", "half", "bfloat16", "double", "nan_to_num")
+_CAST = ("to", "type", "type_as", "float", "half", "bfloat16", "double", "nan_to_num")
 _SCALE = ("mul", "mul_", "multiply", "div", "div_", "divide", "true_divide", "tanh", "clamp", "clip")
 _TURN = ("transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "adjoint", "T", "mT", "H", "mH")
-_OTHER = ("exp", "exp_", "exp2", "sigmoid", "relu", "relu_", "elu", "softplus", "square")
+_OTHER = ("exp", "exp_", "exp2", "log_softmax", "sigmoid", "relu", "relu_", "elu", "softplus", "square")
 UNNORMALISED = "its weights are made of the scores by {}(), not by softmax()"
 MIXED = "its weights are mixed after the softmax (talking heads): they are no softmax of any scores"
 #: A fill value from here down hides a pair.
@@ -156,8 +156,11 @@ def _append(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[s
 def _other(session: Session, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     result = function(*args, **kwargs)
     with session.guarded():
-        if args and isinstance(session.tags.get(args[0]), Scores):
+        tag = session.tags.get(args[0]) if args else None
+        if isinstance(tag, Scores):
             session.tags[result] = Altered(UNNORMALISED.format(function.__name__.strip("_")))
+        elif isinstance(tag, Altered):
+            session.tags[result] = tag
     return result
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from attnprobe.capture.call import Call, Layout
 from attnprobe.capture.registry import around
+from attnprobe.capture.unseen import NESTED
 
 if TYPE_CHECKING:
     from attnprobe.capture.session import Session
 
-NESTED = "its inputs are nested tensors, which have no common length"
 #: Above so many weights they are not computed again for the sake of dropout: 256 MB in float32.
 REPLAYED_WEIGHTS = 2**26
 

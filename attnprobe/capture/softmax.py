@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from attnprobe.capture.call import Call, Layout
-from attnprobe.capture.einsum import score_operands, value_operands
+from attnprobe.capture.einsum import contracts, score_operands, value_operands
 from attnprobe.capture.hold import version_of
 from attnprobe.capture.registry import after
-from attnprobe.capture.scores import fixed, heads_of, project
+from attnprobe.capture.scores import MIXED, fixed, heads_of, project
 from attnprobe.capture.tags import Altered, Projection, Scores, Weights, fitted, shrunk
+from attnprobe.capture.unseen import NESTED
 
 if TYPE_CHECKING:
     from attnprobe.capture.session import Session
@@ -36,6 +37,10 @@ def _product(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: di
     if len(tensors) != 2 or min(x.ndim for x in (*tensors, result)) < 2:
         return
     left, right = tensors
+    if left.is_nested or right.is_nested:
+        if isinstance(session.tags.get(left), Altered):
+            session.refuse(NESTED)
+        return
     for weights, value in ((left, right), (right, left)):
         tag = session.tags.get(weights)
         if isinstance(tag, Altered) and not fixed(value):
@@ -70,8 +75,10 @@ def _contract(
     swapped: bool,
 ) -> None:
     """Weights and values meet: the attention call is complete."""
-    if fixed(value):
-        return  # a fixed dictionary
+    if fixed(value):  # a fixed dictionary, or a projection that leaves the keys what they are
+        if tag.scores is not None and not contracts(equation, weights, tag.axis, swapped=swapped):
+            session.tags[output] = Altered(MIXED)
+        return
     if tag.scores is None and (weights.shape[-2] == 1 or isinstance(session.tags.get(value), Scores)):
         return  # a soft gate over experts; linear attention, which multiplies keys and values first
     order = list(range(weights.ndim))
@@ -149,6 +156,9 @@ def _softmax(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: di
     logits = args[0] if args else kwargs["input"]
     dim = args[1] if len(args) > 1 else kwargs.get("dim")
     tag = session.tags.get(logits)
+    if result.is_nested:
+        session.tags[result] = Altered(NESTED)
+        return
     if result.ndim < 2 or not isinstance(dim, int) or isinstance(tag, Projection):
         return
     axis = dim if dim < 0 else dim - result.ndim

@@ -34,11 +34,22 @@ _LEAF = 2**63
 
 
 def scripted_attention(module: nn.Module) -> bool:
-    """Whether a module is TorchScript with attention in it."""
+    """Whether a module is TorchScript with attention in it: SDPA, or a softmax that meets values."""
     if not isinstance(module, torch.jit.ScriptModule):
         return False
-    graph = str(module.inlined_graph)
-    return "scaled_dot_product_attention" in graph or ("softmax" in graph and "matmul" in graph)
+    graph: Any = module.inlined_graph
+    found = [use for kind in _SOFTMAX for node in graph.findAllNodes(kind) for use in node.output().uses()]
+    reached = {use.user.kind() for use in found}
+    while found and reached.isdisjoint(_PRODUCTS):  # what comes next: dropout, casts, reshapes
+        found = [use for before in found for output in before.user.outputs() for use in output.uses()][:_FEW]
+        reached = {use.user.kind() for use in found}
+    return bool(reached.intersection(_PRODUCTS) or graph.findNode("aten::scaled_dot_product_attention"))
+
+
+#: So many nodes are followed at once; a graph has no cycles.
+_FEW = 100
+_SOFTMAX = ("aten::softmax", "aten::_softmax")
+_PRODUCTS = ("aten::matmul", "aten::bmm", "aten::einsum", "aten::baddbmm")
 
 
 def sequence_number() -> int:

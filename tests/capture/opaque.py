@@ -70,6 +70,20 @@ def band(b: Any, h: Any, i: Tensor, j: Tensor) -> Tensor:
     return (i - j).abs() < 5
 
 
+def sunk(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A softcap on the scores, and a learned sink."""
+    scores = 2 * torch.tanh(q @ k.mT * DEPTH**-0.5 / 2)
+    return torch.cat([scores, SINK.expand(*scores.shape[:-1], 1)], -1).softmax(-1)[..., :-1] @ v
+
+
+SINK = torch.linspace(-1, 1, 4, dtype=torch.float64)[:, None, None]
+
+
+def _sink_told(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Any]:
+    sink = SINK.expand(*q.shape[:3], 1)
+    return told(score_mod=lambda score, b, h, i, j: 2 * torch.tanh(score / 2), sink=sink)(q, k, v)
+
+
 def told(**facts: Any) -> Callable[..., dict[str, Any]]:
     return lambda q, k, v: {"query": q, "key": k, "value": v, **facts}
 
@@ -139,6 +153,7 @@ CASES = {
     "grouped bthd": Case(**_BTHD, groups=2),
     "mask": Case(banded, _band_told, banded),
     "mask_mod": Case(banded, told(mask_mod=band, scale=0.3), banded, memory=True),
+    "sink and score_mod": Case(sunk, _sink_told, sunk),
     "arranged": Case(_merged, told(causal=True, arrange=_split), from_kernel=_split),
 }
 
@@ -173,10 +188,16 @@ each_way = pytest.mark.parametrize("register", WAYS, ids=lambda way: way.__name_
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
+def reported(model: nn.Module, *batch: Tensor, steps: int = 1, **options: Any) -> list[ap.StepReport]:
+    """The reports of some steps."""
+    options = {"every_n_steps": 1, "statistics": "all", "alarms": (), **options}
+    reports = []
+    with ap.AttentionProbe(model, **options) as probe:
+        for _ in range(steps):
+            loss_of(model(*batch)).backward()
+            reports.append(probe.step())
+    return reports
+
+
 def measured(model: nn.Module, *batch: Tensor) -> ap.StepReport:
-    """The report of one step."""
-    with ap.AttentionProbe(model, statistics="all", alarms=()) as probe:
-        loss_of(model(*batch)).backward()
-        report = probe.step()
-    assert report is not None
-    return report
+    return reported(model, *batch)[0]

@@ -14,8 +14,19 @@ import attnprobe as ap
 from attnprobe.errors import AttnProbeWarning, ConfigurationError
 from attnprobe.statistics.dense import dense, dense_parts
 from tests.capture.models import loss_of
-from tests.capture.opaque import registrations  # noqa: F401
-from tests.capture.opaque import CAUSAL, Case, Compute, causal, each_case, each_way, measured, told, turned
+from tests.capture.opaque import (
+    CAUSAL,
+    Case,
+    Compute,
+    causal,
+    each_case,
+    each_way,
+    measured,
+    registrations,  # noqa: F401
+    reported,
+    told,
+    turned,
+)
 from tests.capture.reference import names, noted, session
 from tests.capture.training import assert_same_training
 
@@ -66,42 +77,42 @@ def fails(*args: Tensor) -> Any:
     raise ZeroDivisionError("in the adapter")
 
 
-NONSENSE: dict[str, tuple[Callable[..., Any], str]] = {
-    "raises": (fails, "ZeroDivisionError: in the adapter"),
-    "nothing": (lambda q, k, v: None, "TypeError: 'NoneType' object is not iterable"),
-    "empty": (lambda q, k, v: {}, "ConfigurationError: an attention adapter returns query, key and value"),
-    "unknown": (told(softcap=3.0), "ConfigurationError: an attention adapter .* got query, key, value, softcap"),
-    "arguments": (lambda q, k: {}, "TypeError: .* takes 2 positional arguments but 3 were given"),
-    "number": (lambda q, k, v: told()(1, k, v), "AttributeError: 'int' object has no attribute"),
-    "layout": (lambda *qkv: told()(*turned(*qkv)), r"query \[2, 9, 4, 4\], key .*, output \[2, 4, 9, 4\]"),
-    "keys": (lambda q, k, v: told()(q, k[:, :, 1:], v), r"key \[2, 4, 8, 4\]"),
-    "groups": (lambda q, k, v: told()(q, k[:, :3], v[:, :3]), r"key \[2, 3, 9, 4\]"),
-    "width": (lambda q, k, v: told()(q[..., 1:], k, v), r"query \[2, 4, 9, 3\]"),
-    "mask": (told(mask=torch.ones(5, 3, dtype=torch.bool)), "RuntimeError: .* must match the existing size"),
-    "sink": (told(sink=torch.ones(7)), "RuntimeError: .*size"),
-    "mask_mod": (told(mask_mod=fails), "ZeroDivisionError: in the adapter"),
+NONSENSE: dict[str, tuple[Callable[..., Any], type[Exception], str]] = {
+    "raises": (fails, ZeroDivisionError, "in the adapter"),
+    "nothing": (lambda q, k, v: None, TypeError, "'NoneType' object is not iterable"),
+    "empty": (lambda q, k, v: {}, ConfigurationError, "an attention adapter returns query, key and value"),
+    "unknown": (told(softcap=3.0), ConfigurationError, "an attention adapter .* got query, key, value, softcap"),
+    "arguments": (lambda q, k: {}, TypeError, "takes 2 positional arguments but 3 were given"),
+    "number": (lambda q, k, v: told()(1, k, v), AttributeError, "'int' object has no attribute"),
+    "layout": (
+        lambda *qkv: told()(*turned(*qkv)),
+        ConfigurationError,
+        r"query \[2, 9, 4, 4\], .* output \[2, 4, 9, 4\]",
+    ),
+    "keys": (lambda q, k, v: told()(q, k[:, :, 1:], v), ConfigurationError, r"key \[2, 4, 8, 4\]"),
+    "groups": (lambda q, k, v: told()(q, k[:, :3], v[:, :3]), ConfigurationError, r"key \[2, 3, 9, 4\]"),
+    "width": (lambda q, k, v: told()(q[..., 1:], k, v), ConfigurationError, r"query \[2, 4, 9, 3\]"),
+    "mask": (told(mask=torch.ones(5, 3, dtype=torch.bool)), RuntimeError, "must match the existing size"),
+    "mask_mod": (told(mask_mod=fails), ZeroDivisionError, "in the adapter"),
 }
 
 
 @each_way
-@pytest.mark.parametrize(("adapter", "cause"), NONSENSE.values(), ids=NONSENSE.keys())
-def test_nonsense_is_one_warning(adapter: Any, cause: str, register: Callable[[Case], Compute]) -> None:
+@pytest.mark.parametrize(("adapter", "error", "message"), NONSENSE.values(), ids=NONSENSE.keys())
+def test_nonsense_is_one_warning(
+    adapter: Any, error: type[Exception], message: str, register: Callable[[Case], Compute]
+) -> None:
     attend = register(Case(causal, adapter))
-
-    def model() -> nn.Module:
-        built = CAUSAL.build(lambda attention, *qkv: (attend if attention is built.layers[0] else causal)(*qkv))
-        return built
-
-    with pytest.warns(AttnProbeWarning) as said, ap.AttentionProbe(watched := model(), every_n_steps=1) as probe:
-        for _ in range(3):
-            loss_of(watched(*CAUSAL.batch())).backward()
-            report = probe.step()
-            assert report.valid
-            assert report["entropy"].isfinite().all(1).tolist() == [layer == "layers.1" for layer in report.layers]
+    model = CAUSAL.build(lambda attention, *qkv: (attend if attention is model.layers[0] else causal)(*qkv))
+    with pytest.warns(AttnProbeWarning) as said:
+        reports = reported(model, *CAUSAL.batch(), steps=3)
+    for report in reports:
+        assert report.valid
+        assert report["entropy"].isfinite().all(1).tolist() == [layer == "layers.1" for layer in report.layers]
     assert len(said) == 1
-    assert re.search(f"layers.0: switched off after .*{cause}", str(said[0].message))
-    with pytest.raises(Exception, match=cause.partition(": ")[2] or cause), ap.AttentionProbe(model(), strict=True) as p:
-        loss_of(p.model(*CAUSAL.batch())).backward()
+    assert re.search(rf"layers\.0: switched off after {error.__name__}: .*{message}", str(said[0].message))
+    with pytest.raises(error, match=message), ap.AttentionProbe(model, strict=True):
+        loss_of(model(*CAUSAL.batch())).backward()
 
 
 def test_what_cannot_be_registered() -> None:

@@ -152,11 +152,13 @@ def test_an_exception_leaves_nothing_behind(tmp_path, where, error):
         run.train()
     assert global_state() == before
     assert run.steps == [1]
+    first = run.monitor.probe
     repair()
     assert run.train().steps == [1, 1, 2, 3]  # afresh
     assert {report.step: report.loss for report in run.reports[1:]} == run.logged
     assert global_state() == before
     assert "training_step" not in {*vars(run.trainer)} - methods
+    assert run.monitor.probe is not first
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])

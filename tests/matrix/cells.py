@@ -43,7 +43,12 @@ def all_variants() -> tuple[Variant, ...]:
 
 def all_cells() -> Cells:
     variants = all_variants()
-    return [(variant, condition) for condition in CONDITIONS for variant in variants if condition.applies(variant)]
+    return [
+        (variant, condition)
+        for condition in CONDITIONS
+        for variant in variants
+        if (variant.layers or condition.always) and condition.applies(variant)
+    ]
 
 
 def quick_cells() -> Cells:

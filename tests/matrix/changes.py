@@ -30,6 +30,15 @@ def checkpointed(reentrant: bool) -> Any:
 # Frozen parameters
 
 
+def can_freeze(variant: Variant) -> bool:
+    """Where nothing is frozen yet."""
+    return "lora" not in variant.name
+
+
+def can_freeze_below(variant: Variant) -> bool:
+    return can_freeze(variant) and len({*map(module_of, variant.layers)}) > 1
+
+
 def freeze_first(variant: Variant, model: nn.Module) -> nn.Module:
     """The first attention; what lies below it is trained, so that an error still reaches it."""
     model.get_submodule(_with_parameters(model, next(iter(variant.layers)))).requires_grad_(False)
@@ -60,14 +69,20 @@ def _with_parameters(model: nn.Module, row: str) -> str:
 
 
 def can_share(variant: Variant) -> bool:
-    return not any("#" in row for row in variant.layers) and len(_families(variant)) < len(variant.layers)
+    """Where the blocks are one list, all alike."""
+    numbers = {len(re.findall(r"\.\d+", row)) for row in variant.layers}
+    return (
+        numbers == {1}
+        and not any("#" in row for row in variant.layers)
+        and len(_families(variant)) < len(variant.layers)
+    )
 
 
 def share(variant: Variant, model: nn.Module) -> nn.Module:
     """The first block of each list in the place of all others."""
     for blocks in {row.partition(".0.")[0] for row in _families(variant)}:
         modules = model.get_submodule(blocks)
-        assert isinstance(modules, nn.ModuleList)
+        assert isinstance(modules, nn.ModuleList | nn.Sequential)
         for index in range(1, len(modules)):
             modules[index] = modules[0]
     return model
@@ -94,7 +109,8 @@ def _families(variant: Variant) -> dict[str, int]:
 
 
 def can_adapt(variant: Variant) -> bool:
-    return bool(_adaptable(variant, variant.make(0.0)))
+    """Where the modules that attend hold the projections, as linear layers of their own."""
+    return variant.kind != "multihead" and variant.library != "x-transformers" and can_freeze(variant)
 
 
 def adapt(variant: Variant, model: nn.Module) -> nn.Module:

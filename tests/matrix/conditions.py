@@ -29,6 +29,11 @@ def has_checkpointing(variant: Variant) -> bool:
     return variant.checkpoint is not None
 
 
+def has_double(variant: Variant) -> bool:
+    """Where queries, keys and values all have gradients too."""
+    return variant.double and changes.can_freeze(variant)
+
+
 def has_peft(variant: Variant) -> bool:
     return importlib.util.find_spec("peft") is not None and changes.can_adapt(variant)
 
@@ -70,7 +75,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition(
         "float64",
         "float64; the gradients of queries, keys, values and scores rebuilt from the record, to 1e-12",
-        lambda variant: variant.double,
+        has_double,
         dtype=torch.float64,
         verify=identities.first_order,
     ),
@@ -85,11 +90,13 @@ CONDITIONS: tuple[Condition, ...] = (
         "padding", "the batch says which tokens are padding", lambda variant: variant.padded, verify=identities.padding
     ),
     # Parameters and modules
-    Condition("frozen", "the first attention's parameters are frozen", prepare=changes.freeze_first),
+    Condition(
+        "frozen", "the first attention's parameters are frozen", changes.can_freeze, prepare=changes.freeze_first
+    ),
     Condition(
         "frozen-below",
         "only the last attention's parameters are trained: the others get no error, and a warning says so",
-        lambda variant: len(variant.layers) > 1,
+        changes.can_freeze_below,
         prepare=changes.freeze_below_last,
         rows=changes.rows_frozen_below_last,
         warns="frozen",

@@ -20,6 +20,10 @@ def _uncompiled(self: Any) -> Callable[..., Any]:
     return flex.flex_attention
 
 
+def _uncompiled_mask(*args: Any, **options: Any) -> flex.BlockMask:
+    return flex.create_block_mask(*args, **{**options, "_compile": False})
+
+
 @contextlib.contextmanager
 def trainable_on_cpu(variant: Variant) -> Iterator[None]:
     """Torch refuses to, because its compiled CPU kernel has no backward pass; what it runs uncompiled has one."""
@@ -29,7 +33,9 @@ def trainable_on_cpu(variant: Variant) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(flex, "_validate_device", _any_device))
         if variant.library == "transformers":
+            from transformers import masking_utils
             from transformers.integrations.flex_attention import WrappedFlexAttention
 
             stack.enter_context(mock.patch.object(WrappedFlexAttention, "__call__", _uncompiled))
+            stack.enter_context(mock.patch.object(masking_utils, "create_block_mask", _uncompiled_mask))
         yield

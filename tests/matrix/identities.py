@@ -43,8 +43,8 @@ def _identities(record: AttentionRecord, spy: Spy) -> Iterator[tuple[str, float]
     yield "sum alpha u = dL/dv", spy.difference(record.value, _over_groups(weights.mT @ u, record))
     if record.logits is not None:
         # Beside a learned sink they are known up to rounding: models take the row's maximum off first.
-        near = 0.0 if record.sink is None else EXACT
-        yield "dS = dL/dlogits", spy.difference(record.logits, score_gradient, near)
+        digits = None if record.sink is None else 9
+        yield "dS = dL/dlogits", spy.difference(record.logits, score_gradient, digits)
         return
     assert record.query is not None
     assert record.key is not None
@@ -78,9 +78,11 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 
 def padding(cell: Cell, history: History, records: list[AttentionRecord], spy: Spy) -> list[str]:
-    """Where the batch says which tokens are real, self-attention over them counts these and no others."""
-    real = cell.batch(0)["attention_mask"].bool()
-    found = [parts.keys for parts in map(dense_parts, records) if parts.keys.shape == real.shape]
+    """Where a call over the batch's tokens hides any, those count that the batch says are real, and no others."""
+    batch = cell.batch(0)
+    real = next(batch[name] for name in ("attention_mask", "mask") if name in batch).bool()
+    masked = [parts for parts in map(dense_parts, records) if not parts.visible.all()]
+    found = [parts.keys for parts in masked if parts.keys.shape == real.shape]
     if not found:
         return ["no call has as many keys as the batch has tokens"]
     return [] if all(torch.equal(keys, real) for keys in found) else ["other tokens count than the batch says"]

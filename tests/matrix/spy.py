@@ -73,18 +73,18 @@ class Spy(TorchFunctionMode):
                 index.setdefault(_key(values), []).append((values, gradient))
         return index
 
-    def difference(self, values: Tensor, gradient: Tensor, near: float = 0.0) -> float:
+    def difference(self, values: Tensor, gradient: Tensor, digits: int | None = None) -> float:
         """Largest ``|ours - autograd's| / (1 + |ours|)`` at the tensor of these values that fits best; inf for none.
 
-        Where no tensor has these values, one whose values differ by no more than ``near`` will do.
+        ``digits`` is for values that are known up to rounding: so many decimals have to agree.
         """
+        if digits is None:
+            candidates = self._by_values.get(_key(values), [])
+        else:
+            values = values.round(decimals=digits)
+            every = [(v.round(decimals=digits), g) for sights in self._by_values.values() for v, g in sights]
+            candidates = [(v, g) for v, g in every if v.numel() == values.numel() and _key(v) == _key(values)]
         ours = _paired(values, gradient)
-        candidates = self._by_values.get(_key(values), [])
-        if not candidates and near:
-            every = (found for sights in self._by_values.values() for found in sights)
-            candidates = [
-                f for f in every if f[0].numel() == values.numel() and _distance(_sorted(values), _sorted(f[0])) <= near
-            ]
         return min((_distance(ours, _paired(*found)) for found in candidates), default=math.inf)
 
     def difference_of(self, gradient: Tensor) -> float:
@@ -106,6 +106,9 @@ class Sentry(TorchFunctionMode):
     ) -> Any:
         if not torch.compiler.is_compiling():
             now = global_state() | {"grad": self.before["grad"]}  # models switch gradients on and off
+            functions, dispatches = now["modes"]
+            # Within code that dynamo traced, this mode stays where it is while it handles a call.
+            now["modes"] = [mode for mode in functions if mode != id(self)], dispatches
             self.looks, self.alarms = self.looks + 1, self.alarms + (now != self.before)
         return func(*args, **(kwargs or {}))
 
