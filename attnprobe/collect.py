@@ -31,6 +31,7 @@ NOTHING = (
     "kernels and functions called outside any module are not visible{only}"
 )
 EMPTY = "its input was empty"
+EAGERLY = "Probed steps run eagerly from now on"
 ALL_OFF = "every attention layer that was called is switched off after an error"
 
 
@@ -45,6 +46,7 @@ class Collector:
         grad_scaler: its ``get_scale()`` is what errors arrive multiplied by.
         forward_only: measure without a backward pass.
         include_frozen: measure calls that no gradient will reach without one.
+        tapped: let compiled graphs hand out their tensors, for as long as that works.
         strict: let exceptions of the probe itself through.
     """
 
@@ -59,6 +61,7 @@ class Collector:
         reference: Reference | None = None,
         forward_only: bool = False,
         include_frozen: bool = False,
+        tapped: bool = False,
         strict: bool = False,
     ) -> None:
         self.model, self.layers, self.maps = model, tuple(layers), tuple(maps)
@@ -71,7 +74,7 @@ class Collector:
                     f"reduce='mean', 'root' or 'norm', got {own.level!r} and {own.reduce!r}"
                 )
         self.grad_scaler, self.strict = grad_scaler, strict
-        self.forward_only, self.include_frozen = forward_only, include_frozen
+        self.forward_only, self.include_frozen, self.tapped = forward_only, include_frozen, tapped
         self.reference = reference
         self.rows: list[str] = []  # layers in order of first sight
         self.repeated: set[str] = set()  # modules that were called more than once in a forward pass
@@ -85,14 +88,13 @@ class Collector:
     def start(self) -> None:
         """Begin to watch."""
         self._scale = None
-        self.session = Session(
-            self.model,
-            self._receive,
-            layers=self.layers,
-            forward_only=self.forward_only,
-            include_frozen=self.include_frozen,
-            strict=self.strict,
-        )
+        options: Any = {"layers": self.layers, "include_frozen": self.include_frozen, "strict": self.strict}
+        if self.tapped:
+            from attnprobe.capture.tap import TapSession  # loads inductor
+
+            self.session = TapSession(self.model, self._receive, **options)
+        else:
+            self.session = Session(self.model, self._receive, forward_only=self.forward_only, **options)
         self.session.problems = self.problems
         self.session.start()
         _at_work.add(self)
@@ -112,14 +114,14 @@ class Collector:
         if session is None or self._paused:
             yield
             return
-        session.watch.stop()
+        session.pause()
         self._paused = True
         try:
             yield
         finally:
             self._paused = False
             if session is self.session:
-                session.watch.start()
+                session.resume()
 
     @property
     def skipped(self) -> bool:
@@ -129,8 +131,11 @@ class Collector:
     def finish(self, step: int, loss: float = torch.nan) -> StepReport:
         """The report of what was captured since ``start``."""
         assert self.session is not None
-        seen = self.session.seen
+        session, seen = self.session, self.session.seen
         self.discard()
+        if session.trouble:
+            self.tapped = False
+            return StepReport(step, loss=loss, invalid=f"{session.trouble}. {EAGERLY}")
         calls = self._by_layer(seen)
         moved = self._look_at_reference()
         warnings = [f"{name or 'capture'}: switched off after {_cause(error)}" for name, error in self.problems.items()]

@@ -39,7 +39,8 @@ class AttentionMonitorCallback(TrainerCallback):  # type: ignore[misc]
 
     Args:
         every_n_steps: distance between probes, in optimizer steps.
-        layers, statistics, maps, alarms, uninformed_loss, reference_batch, strict: as for ``AttentionProbe``.
+        layers, statistics, maps, alarms, uninformed_loss, reference_batch, include_frozen, compiled, strict: as for
+            ``AttentionProbe``.
         writers: further writers, besides what the trainer reports to.
         action: what a new alarm does: ``"record"`` it, ``"warn"``, or ``"stop"`` the training cleanly.
 
@@ -62,6 +63,8 @@ class AttentionMonitorCallback(TrainerCallback):  # type: ignore[misc]
         action: Literal["record", "warn", "stop"] = "warn",
         uninformed_loss: float | None = None,
         reference_batch: Any = None,
+        include_frozen: bool = False,
+        compiled: Literal["eager", "tap"] = "eager",
         strict: bool = False,
     ) -> None:
         super().__init__()
@@ -76,6 +79,8 @@ class AttentionMonitorCallback(TrainerCallback):  # type: ignore[misc]
             "action": action,
             "uninformed_loss": uninformed_loss,
             "reference_batch": reference_batch,
+            "include_frozen": include_frozen,
+            "compiled": compiled,
             "strict": strict,
         }
         self.probe: AttentionProbe | None = None
@@ -102,7 +107,7 @@ class AttentionMonitorCallback(TrainerCallback):  # type: ignore[misc]
         self._trainer = trainer
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.probe is None or self._trainer is None:
+        if self.probe is None:  # added while a training was under way
             return
         self._waiting.close()  # a dataset that ended early leaves a window of micro-batches open
         self._losses = []
@@ -132,7 +137,7 @@ class AttentionMonitorCallback(TrainerCallback):  # type: ignore[misc]
             self._waiting.enter_context(_replaced(self._trainer, self._training_step))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self.probe is None or self._trainer is None:
+        if self.probe is None:
             return control
         self._waiting.close()
         try:

@@ -53,7 +53,7 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
 
     Args:
         every_n_steps: distance between probes, in optimizer steps.
-        layers, statistics, maps, alarms, uninformed_loss, reference_batch, include_frozen, strict: as for
+        layers, statistics, maps, alarms, uninformed_loss, reference_batch, include_frozen, compiled, strict: as for
             ``AttentionProbe``.
         writers: further writers, besides the trainer's loggers.
         action: what a new alarm does: ``"record"`` it, ``"warn"``, or ``"stop"`` the training cleanly.
@@ -78,6 +78,7 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
         uninformed_loss: float | None = None,
         reference_batch: Any = None,
         include_frozen: bool = False,
+        compiled: Literal["eager", "tap"] = "eager",
         strict: bool = False,
     ) -> None:
         super().__init__()
@@ -93,6 +94,7 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
             "uninformed_loss": uninformed_loss,
             "reference_batch": reference_batch,
             "include_frozen": include_frozen,
+            "compiled": compiled,
             "strict": strict,
         }
         self.probe: AttentionProbe | None = None

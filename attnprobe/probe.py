@@ -18,7 +18,7 @@ from attnprobe.alarms import DEFAULT_ALARMS, AlarmEngine, AlarmRule, resolve
 from attnprobe.capture.modules import module_names
 from attnprobe.capture.session import SILENT
 from attnprobe.catalog import STATISTICS, Statistic, select
-from attnprobe.collect import Collector, apart
+from attnprobe.collect import EAGERLY, Collector, apart
 from attnprobe.errors import (
     AttnProbeWarning,
     ConfigurationError,
@@ -60,6 +60,9 @@ class AttentionProbe:
             ``attention_displacement`` and ``value_displacement`` since the probe before: a tensor, tuple or
             mapping for ``model(...)``, or a function that runs the forward pass.
         include_frozen: measure the routing of layers that no gradient reaches; the rest is NaN there.
+        compiled: how a compiled model is watched: ``"eager"`` runs probed steps without compiled code, ``"tap"`` lets
+            what is compiled from now on hand out its tensors, so that it trains bit for bit as without a probe. Where
+            that does not work, a warning says why, and probed steps run eagerly.
         strict: raise errors, and why a step cannot be measured, instead of warning once.
 
     Raises:
@@ -81,9 +84,12 @@ class AttentionProbe:
         uninformed_loss: float | None = None,
         reference_batch: Any = None,
         include_frozen: bool = False,
+        compiled: Literal["eager", "tap"] = "eager",
         strict: bool = False,
     ) -> None:
         check_options(every_n_steps, action)
+        if compiled not in ("eager", "tap"):
+            raise ConfigurationError(f"compiled must be 'eager' or 'tap', got {compiled!r}")
         if grad_scaler is not None and not callable(getattr(grad_scaler, "get_scale", None)):
             raise ConfigurationError(f"grad_scaler needs get_scale(), as torch.amp.GradScaler has; got {grad_scaler!r}")
         self.model, self.every_n_steps, self.action, self.strict = model, every_n_steps, action, strict
@@ -105,11 +111,15 @@ class AttentionProbe:
             grad_scaler=grad_scaler,
             reference=None if reference_batch is None else Reference(model, reference_batch, watched),
             include_frozen=include_frozen,
+            tapped=compiled == "tap",
             strict=strict,
         )
+        self._remove_taps: Callable[[], None] = lambda: None
         self._count, self._next, self._probes = 0, 0, 0  # steps done, step to probe next, probes done
         self._step = 0  # the training loop's own count of the step under way
         self._said: set[str] = set()
+        if compiled == "tap":
+            self._install_taps()
         self._closed = False
         weakref.finalize(self, self._collector.discard)  # a probe that nobody closed must not watch for ever
         self.begin()
@@ -184,6 +194,7 @@ class AttentionProbe:
         """End the probe: discard an unfinished step, close the writers. May be called more than once."""
         self._closed = True
         self._collector.discard()
+        self._remove_taps()
         for writer in self.writers:
             with self._guard(f"closing {type(writer).__name__}"):
                 writer.close()
@@ -214,6 +225,16 @@ class AttentionProbe:
         self.engine.load_state_dict(state["alarms"])
         self.begin(state["step"])
 
+    def _install_taps(self) -> None:
+        try:
+            from attnprobe.capture import tap_pass  # loads inductor
+
+            self._remove_taps = tap_pass.install()
+            weakref.finalize(self, self._remove_taps)
+        except (ImportError, AttributeError, OSError) as error:  # internals of torch, which come and go
+            self._collector.tapped = False
+            self._say(f"compiled='tap' does not work with torch {torch.__version__}: {error}. {EAGERLY}")
+
     def _finish(self, loss: Tensor | float | None) -> StepReport:
         self._probes += 1
         interval = self.every_n_steps
@@ -221,6 +242,9 @@ class AttentionProbe:
             interval = min(interval, EARLY_INTERVAL)
         self._next = self._count + interval
         value, problem = _scalar(loss)
+        if isinstance(loss, Tensor) and self._collector.session is not None:
+            with self._guard("the look at the loss"):
+                self._collector.session.examine(loss.grad_fn)
         report = self._collect(value)
         if problem:
             report = replace(report, invalid=report.invalid or problem)

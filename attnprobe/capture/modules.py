@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils.checkpoint import CheckpointFunction
 
 from attnprobe.capture import kernels
-from attnprobe.capture.unseen import sequence_number
+from attnprobe.capture.nodes import sequence_number
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _FUSED_AT_INFERENCE = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)

@@ -23,17 +23,9 @@ from attnprobe.capture.eager import force_eager, release
 from attnprobe.capture.evidence import folded_heads, heads_before_blocks, same_tokens
 from attnprobe.capture.hold import Held
 from attnprobe.capture.modules import Entry, Position, Watch
+from attnprobe.capture.nodes import Graph, kernel_around, sequence_number
 from attnprobe.capture.registry import AFTER, AROUND, KERNELS
-from attnprobe.capture.unseen import (
-    GRAPHED,
-    REPLICAS,
-    SCRIPTED,
-    in_cuda_graph,
-    kernel_around,
-    kernels,
-    scripted_attention,
-    sequence_number,
-)
+from attnprobe.capture.unseen import GRAPHED, REPLICAS, SCRIPTED, in_cuda_graph, scripted_attention
 from attnprobe.record import AttentionRecord
 
 REPEATED = "backward ran more than once through the same forward pass"
@@ -100,12 +92,13 @@ class Session:
         self.tags = WeakTensorKeyDictionary()
         self.mode = _Intercept(self)
         self.live = False
+        self.trouble = ""  # why what was seen is known not to be all there is
         # Saves inside of regions that non-reentrant checkpointing has yet to run again: it counts on as many then.
         self._owed: WeakSet[Held] = WeakSet()
         self.watch = Watch(
             model, self.mode, self._needed, opaque=self._opaque, left=self._left, without_grad=forward_only
         )
-        self.known: set[int] = set()  # nodes of the autograd graph, by number, that were looked at or are registered
+        self.graph = Graph()
         self._off: frozenset[str] = frozenset()
         self._forward: set[str] = set()  # modules whose forward pass was seen
 
@@ -130,6 +123,17 @@ class Session:
         if not self._needed():
             self.watch.stop()
             self.tags = WeakTensorKeyDictionary()
+            self.graph = Graph()
+
+    def pause(self) -> None:
+        """Capture nothing until ``resume``; what was captured stays."""
+        self.watch.stop()
+
+    def resume(self) -> None:
+        self.watch.start()
+
+    def examine(self, node: Any) -> None:
+        """Told at the end of a step: ``node`` of the autograd graph is where its backward pass began."""
 
     def _needed(self) -> bool:
         return self.live or bool(self._owed)
@@ -166,7 +170,7 @@ class Session:
         entry = running.entries[-1]
         module, index = entry.name, running.calls.get(entry.name, 0)
         if call.output.grad_fn is not None:
-            self.known.add(call.output.grad_fn._sequence_nr())  # this one is looked into
+            self.graph.known.add(call.output.grad_fn._sequence_nr())  # this one is looked into
         if (reason := self._out_of_reach()) is not None:
             if reason:
                 self.refuse(reason)
@@ -241,8 +245,10 @@ class Session:
         """A module has ended: did it run attention that nothing can look into?"""
         if self.live and torch.is_grad_enabled() and not self.watch.running.replayed:
             with self.guard(entry.name), torch._C.DisableTorchFunction():
-                for reason in kernels(result, entry.number, self.known):
+                for reason in self.graph.kernels(result, entry.number):
                     self.refuse(reason, entry.name)
+        if not self.watch.running.entries:
+            self.graph.end()
 
     def _arrived(
         self, seen: Seen, layout: Layout, held: Held, output: Held, error: Tensor, through: list[Tensor]
@@ -316,7 +322,7 @@ class _Intercept(TorchFunctionMode):
         if func in KERNELS:
             number = sequence_number()
             result = func(*args, **kwargs)
-            session.known.update(range(number, sequence_number()))
+            session.graph.known.update(range(number, sequence_number()))
             with session.guarded():
                 KERNELS[func](session, result, args, kwargs)
             return result

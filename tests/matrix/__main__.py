@@ -22,13 +22,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix", description="Models x conditions.")
     parser.add_argument("--quick", action="store_true", help="plain training of all variants, and a few more cells")
+    parser.add_argument("--every", action="store_true", help="each condition on every variant that it applies to")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="of variants' names")
     parser.add_argument("--condition", default="*", metavar="PATTERN", help="of conditions' names")
     parser.add_argument("--list", action="store_true", help="name the cells and stop")
     chosen = parser.parse_args()
     cells = [
         (variant, condition)
-        for variant, condition in (quick_cells() if chosen.quick else all_cells())
+        for variant, condition in (quick_cells() if chosen.quick else all_cells(every=chosen.every))
         if fnmatch.fnmatchcase(variant.name, chosen.only) and fnmatch.fnmatchcase(condition.name, chosen.condition)
     ]
     if chosen.list:

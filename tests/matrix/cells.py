@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import zlib
+from collections.abc import Sequence
 
 from tests.matrix import torch_models
 from tests.matrix.condition import Condition
@@ -41,14 +43,28 @@ def all_variants() -> tuple[Variant, ...]:
     return found
 
 
-def all_cells() -> Cells:
+def all_cells(*, every: bool = False) -> Cells:
+    """Each condition on as many variants as it says, or on ``every`` one that it applies to."""
     variants = all_variants()
-    return [
-        (variant, condition)
-        for condition in CONDITIONS
-        for variant in variants
-        if (variant.layers or condition.always) and condition.applies(variant)
+    cells: Cells = []
+    for condition in CONDITIONS:
+        possible = [v for v in variants if (v.layers or condition.always) and condition.applies(v)]
+        few = set() if every or condition.always else chosen(possible, condition)
+        cells += [(variant, condition) for variant in possible if not few or variant.name in few]
+    return cells
+
+
+def chosen(variants: Sequence[Variant], condition: Condition) -> set[str]:
+    """The same ones each time, others for each condition."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for variant in variants:
+        groups.setdefault((variant.library, variant.kind), []).append(variant.name)
+    turns = [
+        (turn, name)
+        for group in groups.values()
+        for turn, name in enumerate(sorted(group, key=lambda name: zlib.crc32(f"{name} {condition.name}".encode())))
     ]
+    return {name for _, name in sorted(turns)[: condition.tried_on]}
 
 
 def quick_cells() -> Cells:

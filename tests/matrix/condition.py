@@ -38,6 +38,7 @@ class Condition:
         meaning: one sentence for the table.
         applies: to which variants.
         always: whether every variant has to pass it.
+        tried_on: how many variants, one of every library and kind before a second; the time for more is missing.
         dtype: of the model.
         dropout: on the attention weights.
         autocast: whether the forward pass runs under bfloat16 autocast.
@@ -59,6 +60,7 @@ class Condition:
     meaning: str
     applies: Callable[[Variant], bool] = lambda variant: True
     always: bool = False
+    tried_on: int = 16
     dtype: torch.dtype = torch.float32
     dropout: float = 0.0
     autocast: bool = False

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import zlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,13 +14,6 @@ from tests.matrix.condition import Condition
 from tests.matrix.faults import Trap
 from tests.matrix.meanwhile import copy_and_save, infer
 from tests.matrix.variant import Variant
-
-Applies = Callable[[Variant], bool]
-
-
-def some(share: int, condition: str, also: Applies = lambda variant: True) -> Applies:
-    """About one in ``share`` of the variants, others for each condition but always the same."""
-    return lambda variant: also(variant) and zlib.crc32(f"{variant.name} {condition}".encode()) % share == 0
 
 
 def has_checkpointing(variant: Variant) -> bool:
@@ -50,6 +41,7 @@ def _fault(name: str, error: type[BaseException], *, backward: bool) -> Conditio
 
 
 def _compiled(name: str, meaning: str, backend: Backend, **options: Any) -> Condition:
+    options = {"tried_on": 10, **options}
     return Condition(name, f"torch.compile ({backend.name}), {meaning}", backend=backend, **options)
 
 
@@ -76,7 +68,16 @@ CONDITIONS: tuple[Condition, ...] = (
         "float64",
         "float64; the gradients of queries, keys, values and scores rebuilt from the record, to 1e-12",
         has_double,
+        tried_on=32,
         dtype=torch.float64,
+        verify=identities.first_order,
+    ),
+    Condition(
+        "float64-dropout",
+        "the same with attention dropout 0.1, whose draws the record knows",
+        lambda variant: has_double(variant) and variant.dropout,
+        dtype=torch.float64,
+        dropout=0.1,
         verify=identities.first_order,
     ),
     Condition(
@@ -136,5 +137,5 @@ CONDITIONS: tuple[Condition, ...] = (
     _compiled("compile-in-place", "model.compile()", _AOT, prepare=_AOT.in_place),
     _compiled("compile-later", "after the probe was attached", _AOT, late=_AOT.later),
     _compiled("compile-blocks", "block by block", _AOT, prepare=_AOT.each_block),
-    _compiled("compile-inductor", "the whole model", _INDUCTOR, prepare=_INDUCTOR.whole),
+    _compiled("compile-inductor", "the whole model", _INDUCTOR, tried_on=4, prepare=_INDUCTOR.whole),
 )
