@@ -141,8 +141,7 @@ class AttentionMonitorCallback(TrainerCallback):  # type: ignore[misc]
             return control
         self._waiting.close()
         try:
-            # Each is divided already, by the number of micro-batches or by that of the step's tokens.
-            report = self.probe.step(sum(self._losses) if self._losses else None)
+            report = self.probe.step(self._loss())
         finally:
             self.probe.discard()  # until the next step: evaluation and checkpoints come in between
         if report is None:
@@ -155,6 +154,14 @@ class AttentionMonitorCallback(TrainerCallback):  # type: ignore[misc]
             stop = torch.tensor([self.probe.should_stop], device=args.device)
             control.should_training_stop |= bool(self._trainer.accelerator.gather(stop).any())
         return control
+
+    def _loss(self) -> Tensor | None:
+        """Of the step, as the trainer logs it; None where it is not probed."""
+        if not self._losses:
+            return None
+        # Each is divided already, by the number of micro-batches or by that of the step's tokens.
+        mean: Tensor = self._trainer.accelerator.gather(sum(self._losses)).mean()
+        return mean
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._end()

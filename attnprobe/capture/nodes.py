@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
-from torch.utils.checkpoint import CheckpointFunction
 
 from attnprobe.capture.kernels import CALLERS
 from attnprobe.capture.unseen import BOUND, KERNEL
@@ -86,8 +85,7 @@ def kernel_around() -> str:
         # Only of such frames are the local variables looked at: Python keeps what it shows of them.
         if code.co_name == "forward" and code.co_argcount and code.co_varnames[0] != "self":
             context = frame.f_locals.get(code.co_varnames[0])
-            function = _function(context) if isinstance(context, BackwardCFunction) else CheckpointFunction
-            if function is not CheckpointFunction:
+            if isinstance(context, BackwardCFunction) and not _runs_again(function := _function(context)):
                 return _reason(function)
         frame = frame.f_back
     return ""
@@ -96,6 +94,11 @@ def kernel_around() -> str:
 def _function(node: Any) -> Any:
     """The ``autograd.Function`` of a node, which is the context in its forward pass too."""
     return node._forward_cls
+
+
+def _runs_again(function: Any) -> bool:
+    """Whether this is activation checkpointing, torch's or that of others: what is inside will be seen."""
+    return "Checkpoint" in function.__name__
 
 
 def _reason(function: Any) -> str:
@@ -107,7 +110,7 @@ def _like_attention(node: Any) -> bool:
     context, *others = (tuple(output.shape) for output in node._input_metadata)
     given = [_shape(before, output) for before, output in node.next_functions if before is not None]
     given = [shape for shape in given if len(shape) >= 3]
-    if _function(node) is CheckpointFunction or context in others:
+    if _runs_again(_function(node)) or context in others:
         return False  # hands several tensors through, as hooks on modules do
     if any(context in _unpacked(shape) for shape in given):
         return True

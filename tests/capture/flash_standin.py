@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+VERSIONS = ("2.8", "2.0", "3")
 _INPUTS = {"": "q k v", "KVPacked": "q kv", "QKVPacked": "qkv"}
 _LENGTHS = {
     "": "cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k",

@@ -37,11 +37,6 @@ MEASURED = [STATISTICS[name] for name in NAMES]
 LENGTHS = (4, 6, 1), (5, 3, 7)
 
 
-@pytest.fixture(params=["2.8", "2.0", "3"])
-def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    return install(request.param, monkeypatch)
-
-
 @pytest.fixture
 def v2(monkeypatch: pytest.MonkeyPatch) -> str:
     return install("2.8", monkeypatch)
@@ -125,7 +120,6 @@ MORE_QUERIES |= {"window, more queries": {"window_size": (1, 1), "lengths": (LON
 PACKED_ONLY = {
     "causal, an empty sequence": {"causal": True, "lengths": ((4, 0, 2), (4, 0, 5))},
     "equally long": {"causal": True, "lengths": ((4, 3, 2), (4, 3, 2))},
-    "longest unknown": {"causal": True, "lengths": ((4, 6, 1), (5, 3, 7)), "max_seqlen": 12},
 }
 
 
@@ -138,29 +132,55 @@ def record_of(module: Calling, loss: Callable[[Tensor], Tensor] = loss_of) -> At
     return record
 
 
-@pytest.mark.parametrize("options", (OPTIONS | MORE_QUERIES).values(), ids=(OPTIONS | MORE_QUERIES).keys())
-@pytest.mark.parametrize("packed", ["", "KVPacked", "QKVPacked"])
-def test_batches(version: str, packed: str, options: dict[str, Any]) -> None:
-    if possible(version, f"FlashAttn{packed}Func", options):
-        check(model("", packed, options))
+def calls(kind: str, table: dict[str, dict[str, Any]]) -> Any:
+    """Every version, packing and options that go together."""
+    cases = [
+        pytest.param(version, packed, options, id=f"{version} {packed or 'separate'} {name}")
+        for version in flash_standin.VERSIONS
+        for packed in ("", "KVPacked", "QKVPacked")
+        for name, options in table.items()
+        if possible(options, signatures(version).get(f"FlashAttn{kind}{packed}Func"))
+    ]
+    return pytest.mark.parametrize(("version", "packed", "options"), cases)
 
 
-@pytest.mark.parametrize("options", (OPTIONS | PACKED_ONLY).values(), ids=(OPTIONS | PACKED_ONLY).keys())
-@pytest.mark.parametrize("packed", ["", "KVPacked", "QKVPacked"])
-def test_packed_sequences(version: str, packed: str, options: dict[str, Any]) -> None:
-    options = dict(options)
-    longer = options.pop("max_seqlen", None)
-    if possible(version, f"FlashAttnVarlen{packed}Func", options):
-        module = model("Varlen", packed, options)
-        for name in module.options.keys() & {"max_seqlen", "max_seqlen_q", "max_seqlen_k"}:
-            module.options[name] = longer or module.options[name]
-        check(module)
+def possible(options: dict[str, Any], arguments: str | None) -> bool:
+    return arguments is not None and {*options} - {"lengths"} <= {*arguments.split()}
 
 
-def possible(version: str, name: str, options: dict[str, Any]) -> bool:
-    """Whether that version has these options."""
-    known = signatures(version)
-    return name in known and {*options} - {"lengths"} <= {*known[name].split()}
+@calls("", OPTIONS | MORE_QUERIES)
+def test_batches(version: str, packed: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    install(version, monkeypatch)
+    check(model("", packed, options))
+
+
+@calls("Varlen", OPTIONS | PACKED_ONLY)
+def test_packed_sequences(version: str, packed: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    install(version, monkeypatch)
+    check(model("Varlen", packed, options))
+
+
+def test_a_longest_sequence_that_is_not_there(v2: str) -> None:
+    module = model("Varlen", "", {"causal": True})
+    module.options |= {"max_seqlen_q": 8, "max_seqlen_k": 12}
+    check(module)
+
+
+def test_grouped_heads_packed_with_their_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    install("3", monkeypatch)
+    qkv = torch.randn(BATCH, SHORT, HEADS + 2 * GROUPS, DEPTH, dtype=torch.float64)
+    check(Calling("FlashAttnQKVPackedFunc", {"num_heads_q": HEADS}, {"qkv": qkv}))
+
+
+def test_packed_sequences_are_kept_as_they_are(v2: str) -> None:
+    """Padded they might not fit into the memory of all layers."""
+    kept = []
+    module = model("Varlen", "", {"causal": True})
+    with session(module), torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        module()
+    assert len(kept) == 4  # beside what the kernel keeps by itself
+    own = {x.data_ptr() for x in (*module.parameters(), module.output)}
+    assert {x.data_ptr() for x in kept} == own
 
 
 def check(module: Calling) -> None:

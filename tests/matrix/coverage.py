@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 
+from tests.matrix import impossible
 from tests.matrix.check import Outcome
 from tests.matrix.condition import Condition
-from tests.matrix.impossible import IMPOSSIBLE, covers, mistakes, reason
 from tests.matrix.variant import Variant
 
 Results = Mapping[tuple[str, str], Outcome]
@@ -86,7 +86,7 @@ def _cells(variant: Variant, conditions: Iterable[Condition], results: Results) 
 
 
 def _mark(variant: str, condition: str, outcome: Outcome) -> str:
-    if mistakes(variant, condition, outcome):
+    if impossible.mistakes(variant, condition, outcome):
         return FAILS
     return HOLDS if outcome.passed else CANNOT
 
@@ -105,8 +105,12 @@ def _count(variant: Variant, conditions: Sequence[Condition], results: Results) 
 
 def _impossible(results: Results) -> str:
     rows = []
-    for patterns, why in IMPOSSIBLE.items():
-        found = {cell: outcome for cell, outcome in results.items() if covers(patterns, *cell) and reason(*cell) == why}
+    for patterns, why in impossible.IMPOSSIBLE.items():
+        found = {
+            cell: outcome
+            for cell, outcome in results.items()
+            if impossible.covers(patterns, *cell) and impossible.reason(*cell) == why
+        }
         errors = {outcome.fails for outcome in found.values()}
         without = "trains" if errors == {""} else "; ".join(sorted(f"`{error}`" for error in errors if error))
         if found:
