@@ -15,19 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnprobe.capture.kernels import CALLERS, register_attention
+from attnprobe.capture.kernels import register_attention
+from attnprobe.capture.registry import KERNELS
 
 _MODULES = ("flash_attn.flash_attn_interface", "flash_attn_interface")
-_KERNELS = [f"FlashAttn{kind}{packed}Func" for kind in ("", "Varlen") for packed in ("", "KVPacked", "QKVPacked")]
+_CLASSES = [f"FlashAttn{kind}{packed}Func" for kind in ("", "Varlen") for packed in ("", "KVPacked", "QKVPacked")]
 _BEYOND = ("block_table", "seqused_q", "seqused_k", "qv", "q_descale", "k_descale", "v_descale", "attention_chunk")
 
 
 def register() -> None:
     """What of the package is loaded; it is never imported here, and what the user registered stays."""
     for module in _MODULES:
-        for name in _KERNELS:
+        for name in _CLASSES:
             kernel = getattr(sys.modules.get(module), name, None)
-            if isinstance(kernel, type) and issubclass(kernel, torch.autograd.Function) and kernel not in CALLERS:
+            if isinstance(kernel, type) and issubclass(kernel, torch.autograd.Function) and kernel not in KERNELS:
                 register_attention(functools.partial(_adapter, kernel.forward), layout="bthd")(kernel)
 
 

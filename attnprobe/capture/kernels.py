@@ -1,24 +1,26 @@
 """``register_attention``: what a kernel that nobody can look into computes, told by who knows.
 
-A registered function hands itself over to the interception mode as torch's own functions do. Of a registered
-``torch.autograd.Function`` the ``apply`` is replaced while a step is probed, which reaches every caller.
+A registered function tells whoever watches of its calls. Of a registered
+``torch.autograd.Function`` the ``apply`` is replaced while a step is probed, which reaches whoever looks it up then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function
 
 from attnprobe.capture.call import Call, Layout
-from attnprobe.capture.registry import KERNELS
+from attnprobe.capture.nodes import sequence_number
+from attnprobe.capture.registry import KERNELS, After
 from attnprobe.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from attnprobe.capture.modules import Watch
     from attnprobe.capture.session import Session
 
 _Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
@@ -32,9 +34,7 @@ _LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "bthd": lambda tensor: tensor.transpose(1, 2),
 }
 
-#: Registered torch.autograd.Function -> what calls its apply.
-CALLERS: dict[Any, Callable[..., Any]] = {}
-_users: set[int] = set()
+_watches: dict[int, Watch] = {}
 _before: dict[Any, Any] = {}  # those whose apply is replaced -> the one that they had themselves
 
 
@@ -75,15 +75,13 @@ def register_attention(adapter: Adapter, *, layout: str = "bhtd") -> Callable[[_
 
     def register(kernel: _Kernel) -> _Kernel:
         if isinstance(kernel, type) and issubclass(kernel, torch.autograd.Function):
-            CALLERS[kernel] = caller = _caller(kernel)
-            KERNELS[caller] = observe
+            KERNELS[kernel] = observe
             return kernel
         if isinstance(kernel, type) or not callable(kernel):
             raise ConfigurationError(
                 f"register_attention takes a function or a subclass of torch.autograd.Function, got {kernel!r}"
             )
-        visible: Any = functools.wraps(kernel)(lambda *args, **kwargs: _hand_over(visible, kernel, args, kwargs))
-        KERNELS[visible] = observe
+        visible: Any = functools.wraps(kernel)(lambda *args, **kwargs: _run(kernel, observe, args, kwargs))
         return visible  # type: ignore[no-any-return]
 
     return register
@@ -123,30 +121,34 @@ def _check(query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> None:
         )
 
 
-def _hand_over(visible: Any, kernel: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Through the modes on the stack, if there are any."""
-    if torch.compiler.is_compiling() or not torch._C._is_torch_function_mode_enabled():
+def _run(kernel: Callable[..., Any], observe: After, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``kernel(*args, **kwargs)``: whoever watches is told of one call and sees nothing of what is inside."""
+    if torch.compiler.is_compiling() or not _watches:
         return kernel(*args, **kwargs)
-    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-    return handle_torch_function(visible, tensors, *args, **kwargs)
+    watching = [watch for watch in [*_watches.values()] if watch.running.on and not watch.running.aside]
+    number = sequence_number()
+    with contextlib.ExitStack() as stack:
+        for watch in watching:
+            stack.enter_context(watch.aside())
+        result = kernel(*args, **kwargs)
+        inside = range(number, sequence_number())
+        for watch in watching:
+            watch.told(observe, inside, result, args, kwargs)
+    return result
 
 
-def _caller(function: Any) -> Callable[..., Any]:
-    return lambda *args, **kwargs: function.apply(*args, **kwargs)
-
-
-def install(user: object) -> None:
-    """Make the registered ``autograd.Function`` classes visible until ``remove``."""
-    _users.add(id(user))
-    for function in CALLERS.keys() - _before.keys():
+def install(watch: Watch) -> None:
+    """Make registered kernels visible until ``remove``."""
+    _watches[id(watch)] = watch
+    for function in KERNELS.keys() - _before.keys():
         _before[function] = own = function.__dict__.get("apply")
         function.apply = classmethod(_apply(function, own))
 
 
-def remove(user: object) -> None:
-    """Undo ``install``, unless another user still needs it."""
-    _users.discard(id(user))
-    while _before and not _users:
+def remove(watch: Watch) -> None:
+    """Undo ``install``; what somebody else still needs stays."""
+    _watches.pop(id(watch), None)
+    while _before and not _watches:
         function, own = _before.popitem()
         if own is None:
             del function.apply
@@ -159,6 +161,6 @@ def _apply(function: Any, own: Any) -> Callable[..., Any]:
 
     def apply(used: Any, *args: Any, **kwargs: Any) -> Any:
         inner = super(function, used).apply if own is None else own.__get__(None, used)
-        return _hand_over(CALLERS[function], inner, args, kwargs) if used is function else inner(*args, **kwargs)
+        return _run(inner, KERNELS[function], args, kwargs) if used is function else inner(*args, **kwargs)
 
     return apply

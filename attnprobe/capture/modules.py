@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from attnprobe.capture import kernels
 from attnprobe.capture.nodes import sequence_number
+from attnprobe.capture.registry import After
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _FUSED_AT_INFERENCE = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
@@ -82,6 +83,7 @@ class Running:
 
     Attributes:
         on: whether the mode is on the stack.
+        aside: whether nothing is to be seen all the same: a registered kernel runs.
         calls: attention calls per module since the outermost entry.
         round: number of outermost entries so far.
         task: the backward pass inside of which the outermost module runs again, -1 in a forward pass.
@@ -89,6 +91,7 @@ class Running:
 
     entries: list[Entry] = field(default_factory=list)
     on: bool = False
+    aside: bool = False
     calls: dict[str, int] = field(default_factory=dict)
     round: int = 0
     task: int = -1
@@ -117,11 +120,12 @@ class Watch:
         *,
         opaque: Callable[[str, nn.Module], None],
         left: Callable[[Entry, Any], None],
+        told: Callable[[After, Iterable[int], Any, tuple[Any, ...], dict[str, Any]], None],
         without_grad: bool = False,
     ) -> None:
         self.names = module_names(model)
         self.root = next(iter(self.names.values()))
-        self.mode, self.needed, self.opaque, self.left = mode, needed, opaque, left
+        self.mode, self.needed, self.opaque, self.left, self.told = mode, needed, opaque, left, told
         self.without_grad = without_grad
         self._order: dict[str, int] = {}
         self._local = _Local()
@@ -151,6 +155,16 @@ class Watch:
         kernels.remove(self)
         _withdraw(self.mode)
         self._local.running = Running()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around a registered kernel, of whose inside nothing is to be seen, and what is made of its call."""
+        running = self.running
+        running.aside = True
+        try:
+            yield
+        finally:
+            running.aside = False
 
     @contextlib.contextmanager
     def outside(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from attnprobe.capture.kernels import CALLERS
+from attnprobe.capture.registry import KERNELS
 from attnprobe.capture.unseen import BOUND, KERNEL
 
 #: The sequence number of leaves is at least this.
@@ -102,7 +102,7 @@ def _runs_again(function: Any) -> bool:
 
 
 def _reason(function: Any) -> str:
-    return (BOUND if function in CALLERS else KERNEL).format(function.__name__)
+    return (BOUND if function in KERNELS else KERNEL).format(function.__name__)
 
 
 def _like_attention(node: Any) -> bool:

@@ -18,8 +18,8 @@ _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
 AFTER: dict[str, After] = {}
 AROUND: dict[str, Around] = {}
-#: Registered kernels, by the function that the mode is handed: ``register_attention``.
-KERNELS: dict[Callable[..., Any], After] = {}
+#: ``torch.autograd.Function`` classes given to ``register_attention``.
+KERNELS: dict[Any, After] = {}
 
 
 def after(*names: str) -> Callable[[_Handler], _Handler]:

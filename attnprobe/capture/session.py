@@ -23,8 +23,8 @@ from attnprobe.capture.eager import force_eager, release
 from attnprobe.capture.evidence import folded_heads, heads_before_blocks, same_tokens
 from attnprobe.capture.hold import Held
 from attnprobe.capture.modules import Entry, Position, Watch
-from attnprobe.capture.nodes import Graph, kernel_around, sequence_number
-from attnprobe.capture.registry import AFTER, AROUND, KERNELS
+from attnprobe.capture.nodes import Graph, kernel_around
+from attnprobe.capture.registry import AFTER, AROUND, After
 from attnprobe.capture.unseen import GRAPHED, REPLICAS, SCRIPTED, in_cuda_graph, scripted_attention
 from attnprobe.record import AttentionRecord
 
@@ -96,7 +96,13 @@ class Session:
         # Saves inside of regions that non-reentrant checkpointing has yet to run again: it counts on as many then.
         self._owed: WeakSet[Held] = WeakSet()
         self.watch = Watch(
-            model, self.mode, self._needed, opaque=self._opaque, left=self._left, without_grad=forward_only
+            model,
+            self.mode,
+            self._needed,
+            opaque=self._opaque,
+            left=self._left,
+            told=self._kernel_ran,
+            without_grad=forward_only,
         )
         self.graph = Graph()
         self._off: frozenset[str] = frozenset()
@@ -250,6 +256,20 @@ class Session:
         if not self.watch.running.entries:
             self.graph.end()
 
+    @property
+    def listens(self) -> bool:
+        """Whether anything is to be made of the calls that are seen."""
+        return self.live or self.watch.running.replayed
+
+    def _kernel_ran(
+        self, handler: After, inside: Iterable[int], result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """A registered kernel has run, which made the nodes ``inside`` of the autograd graph."""
+        self.graph.known.update(inside)
+        if self.listens:
+            with self.guarded():
+                handler(self, result, args, kwargs)
+
     def _arrived(
         self, seen: Seen, layout: Layout, held: Held, output: Held, error: Tensor, through: list[Tensor]
     ) -> None:
@@ -317,15 +337,8 @@ class _Intercept(TorchFunctionMode):
         session, name = self.session, getattr(func, "__name__", "")
         if name == "__get__":  # of a property, such as tensor.mT
             name = func.__self__.__name__
-        if not (session.live or session.watch.running.replayed):
+        if not session.listens or session.watch.running.aside:
             return func(*args, **kwargs)
-        if func in KERNELS:
-            number = sequence_number()
-            result = func(*args, **kwargs)
-            session.graph.known.update(range(number, sequence_number()))
-            with session.guarded():
-                KERNELS[func](session, result, args, kwargs)
-            return result
         if name in AROUND:
             return AROUND[name](session, func, args, kwargs)
         result = func(*args, **kwargs)

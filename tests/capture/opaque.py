@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attnprobe as ap
-from attnprobe.capture import kernels
 from attnprobe.capture.registry import KERNELS
 from tests.capture.models import DEPTH, TOKENS, Attention, Model, loss_of, tokens, tokens_and_memory
 
@@ -22,12 +21,10 @@ Compute = Callable[..., Any]
 @pytest.fixture
 def registrations() -> Iterator[None]:
     """Registrations are for good; those of a test are not."""
-    tables: tuple[dict[Any, Any], ...] = KERNELS, kernels.CALLERS
-    before = [dict(table) for table in tables]
+    before = dict(KERNELS)
     yield
-    for table, content in zip(tables, before, strict=True):
-        table.clear()
-        table.update(content)
+    KERNELS.clear()
+    KERNELS.update(before)
 
 
 def opaque(compute: Compute) -> Any:

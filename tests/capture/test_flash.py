@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import attnprobe as ap
 from attnprobe.capture import flash
-from attnprobe.capture.kernels import CALLERS
+from attnprobe.capture.registry import KERNELS
 from attnprobe.catalog import STATISTICS
 from attnprobe.errors import AttnProbeWarning
 from attnprobe.record import AttentionRecord
@@ -341,15 +341,15 @@ def test_what_it_cannot_read_is_named(option: str, monkeypatch: pytest.MonkeyPat
 
 def test_only_what_is_loaded_is_registered_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(name.startswith("flash_attn") for name in sys.modules)
-    before = dict(CALLERS)
+    before = dict(KERNELS)
     flash.register()
-    assert before == CALLERS
+    assert before == KERNELS
     install("2.8", monkeypatch)
     flash.register()
-    added = dict(CALLERS)
+    added = dict(KERNELS)
     assert sorted(kernel.__name__ for kernel in added.keys() - before.keys()) == sorted(signatures("2.8"))
     flash.register()
-    assert added == CALLERS
+    assert added == KERNELS
 
 
 def test_it_may_be_loaded_in_the_middle_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import attnprobe as ap
-from attnprobe.capture import kernels
 from attnprobe.errors import AttnProbeWarning
 from tests.capture.models import DEPTH, WIDTH, Attention, Model, loss_of, tokens
 from tests.capture.opaque import (
@@ -162,12 +163,59 @@ def fails(*args: Any) -> Any:
 
 
 @each_way
-def test_without_a_probe_nobody_is_asked(register: Callable[[Case], Compute], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_probe_nobody_is_asked(register: Callable[[Case], Compute]) -> None:
     model = CAUSAL.model(register(Case(causal, fails)))
-    with ap.AttentionProbe(model) as probe:
+    with ap.AttentionProbe(model, strict=True) as probe:
         probe.discard()
-        monkeypatch.setattr(kernels, "handle_torch_function", fails)
         train(model)
+
+
+class Noting(TorchFunctionMode):
+    """A mode of the user's own."""
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called.append(getattr(func, "__name__", str(func)))
+        return func(*args, **(kwargs or {}))
+
+
+@each_way
+def test_modes_of_others_see_what_they_always_saw(register: Callable[[Case], Compute]) -> None:
+    kernel, called = opaque(causal), []
+    registered = CAUSAL.model(register(CAUSAL))
+    for model, probed in (
+        (CAUSAL.model(lambda *qkv: kernel.apply(*qkv)), False),
+        (registered, False),
+        (registered, True),
+    ):
+        with ap.AttentionProbe(model) as probe, Noting() as noting:
+            if not probed:
+                probe.discard()
+            model(*CAUSAL.batch())
+        called.append(Counter(noting.called))
+    assert called[0]["scaled_dot_product_attention"] == 2
+    assert called[0] == called[1]
+    assert called[0] <= called[2]  # what the probe itself does they see too
+
+
+@each_way
+@pytest.mark.parametrize("probed", [False, True])
+def test_the_default_device_is_that_of_the_user(register: Callable[[Case], Compute], probed: bool) -> None:
+    """Kernels make room for their output, on which device a mode decides."""
+    devices = []
+
+    def allocating(*qkv: Tensor) -> Tensor:
+        devices.append(torch.empty(1).device.type)
+        return causal(*qkv)
+
+    model, batch = CAUSAL.model(register(Case(allocating, CAUSAL.adapter))), CAUSAL.batch()
+    with ap.AttentionProbe(model) as probe, torch.device("meta"):
+        if not probed:
+            probe.discard()
+        model(*batch)
+    assert devices == ["meta", "meta"]
 
 
 # Training in unusual ways

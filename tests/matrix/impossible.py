@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from tests.matrix.check import Outcome
 
-_SINGLE = "its embedding of positions is float32 whatever the model is"
+_SINGLE = "where it hides padding its output becomes float32, which its next layer refuses"
 _BYPASSED = "it multiplies by its projection's weight without calling it, so that the adapter takes no part"
 
 #: Patterns of a variant's and a condition's name -> why.
