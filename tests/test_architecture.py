@@ -35,7 +35,8 @@ ALLOWED = {
 }
 PUBLIC = {
     "AlarmRule", "Alarm", "AttentionProbe", "AttentionRecord", "ConsoleWriter", "DEFAULT_ALARMS", "JSONLWriter",
-    "MemoryWriter", "STATISTICS", "Statistic", "StepReport", "TensorBoardWriter", "Writer", "analyze", "register_attention",
+    "MemoryWriter", "STATISTICS", "Statistic", "StepReport", "TensorBoardWriter", "Writer", "analyze",
+    "register_attention",
 }  # fmt: skip
 
 
