@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attnprobe.assemble import Assembly, Measured
-from attnprobe.capture.session import REPEATED, SILENT, Seen, Session
+from attnprobe.capture.session import CHANGED, FROZEN, REPEATED, SILENT, UNRECORDED, Seen, Session
 from attnprobe.catalog import Statistic
 from attnprobe.errors import ConfigurationError
 from attnprobe.record import AttentionRecord
@@ -31,6 +31,8 @@ NOTHING = (
     "kernels and functions called outside any module are not visible{only}"
 )
 EMPTY = "its input was empty"
+#: Why a call may be missing beside others of its module: a teacher pass, a micro-batch without a loss.
+_HARMLESS = {"", SILENT, FROZEN, UNRECORDED, REPEATED, CHANGED}
 EAGERLY = "Probed steps run eagerly from now on"
 ALL_OFF = "every attention layer that was called is switched off after an error"
 
@@ -149,6 +151,8 @@ class Collector:
             if same[0].module in self.problems:
                 continue  # told already, with the cause
             results = [call.result for call in same if call.result is not None]
+            besides = {call.reason for call in same} - _HARMLESS if results else ()
+            warnings += [f"{layer}: of its calls one is not measured: {reason}" for reason in sorted(besides)]
             reasons[layer] = _reason(same) or ("" if results else EMPTY)
             if not reasons[layer]:
                 measured[layer] = results
@@ -262,8 +266,9 @@ def apart(model: nn.Module) -> Iterator[None]:
 def _reason(calls: list[Seen]) -> str:
     """Why a layer was not measured; one measured call is enough, one that cannot be trusted spoils it."""
     reasons = [call.reason for call in calls]
-    if REPEATED in reasons:
-        return REPEATED
+    for spoiled in (REPEATED, CHANGED):
+        if spoiled in reasons:
+            return spoiled
     return "" if "" in reasons else reasons[0]
 
 

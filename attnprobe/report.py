@@ -91,7 +91,7 @@ class StepReport:
             the value could not be measured.
         layer: name -> ``[L]`` for the layer-level statistics.
         residual: ``[L, H]``, rms of ``sum_j alpha_ij b_ij - u_i . o_i`` relative to
-            rms|u| rms|v|: what the capture did not understand (NaN: could not be checked).
+            rms|u| rms|o|: what the capture did not understand (NaN: could not be checked).
         nonfinite: ``"query" | "key" | "value" | "error"`` -> ``[L, H]``, how many elements were NaN or Inf;
             NaN where the tensor was not seen.
         loss: the step's loss, NaN where unknown.

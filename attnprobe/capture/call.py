@@ -22,7 +22,7 @@ class Layout:
         heads: number of heads where the leading dimension is ``B * H``.
         arrange: brings the model's output, and its gradient, to ``[..., T, E]``.
         unpack: brings query, key or value, by name, there, where that makes a copy, which is not to be held.
-        heads_before_blocks: whether five dimensions are ``[B, H, blocks, T, E]``.
+        swapped: two leading dimensions that have to change places, so that the heads are the last of them.
         replay: computes the weights as dropped ``[..., T, S]`` from the tensors of the call.
         tokens: ``[B, T]`` boolean, the user's word on which tokens are real.
     """
@@ -32,7 +32,7 @@ class Layout:
     heads: int | None = None
     arrange: Callable[[Tensor], Tensor] = lambda tensor: tensor
     unpack: Callable[[str, Tensor], Tensor] | None = None
-    heads_before_blocks: bool = False
+    swapped: tuple[int, int] | None = None
     replay: Callable[[Mapping[str, Tensor]], Tensor | None] | None = None
     tokens: Tensor | None = None
 
@@ -45,8 +45,11 @@ class Layout:
             parts["dropped"] = dropped
         if (shift := parts.pop("shift", None)) is not None:
             parts |= {name: parts[name] + shift for name in ("logits", "sink") if name in parts}
-        if "dropped" in parts:
-            parts["kept"] = parts.pop("dropped") != 0
+        undropped = parts.pop("undropped", None)
+        if (dropped := parts.pop("dropped", None)) is not None:
+            parts["kept"] = dropped != 0
+            if undropped is not None:
+                parts["kept"] |= undropped == 0  # it was 0 before
         if "output" in parts:
             parts["output"] = self.arrange(parts["output"])
         if error is not None:
@@ -60,8 +63,8 @@ class Layout:
             for name, x in parts.items():
                 shared = name in ("key", "value") or x.shape[1:3] == (1, 1)
                 parts[name] = x.squeeze(2) if shared else x.expand(-1, *groups, -1, -1).flatten(1, 2)
-        if self.heads_before_blocks:
-            parts = {name: x.transpose(1, 2) for name, x in parts.items()}
+        if self.swapped is not None:
+            parts = {name: x.transpose(*self.swapped) for name, x in parts.items()}
         if parts[model].ndim > 4:  # the leading dimensions are about to become one, which cannot be broadcast
             parts = {name: x.expand(*parts[model].shape[:-3], *x.shape[-3:]) for name, x in parts.items()}
         parts = {name: split_heads(x, self.heads) for name, x in parts.items()}
@@ -90,8 +93,8 @@ class Call:
     Attributes:
         output: per-head context as the model has it; its gradient is the error ``u``.
         tensors: ``query``, ``key``, ``value``, ``mask``, ``logits`` (those known), ``[..., T or S, X]``; further
-            ``sink`` and ``shift``, what was taken off the logits, ``[..., T, 1]``, and ``dropped``, the weights as
-            they met the values.
+            ``sink`` and ``shift``, what was taken off the logits, ``[..., T, 1]``, and ``undropped`` and
+            ``dropped``, the weights before and after dropout.
         layout: how to read them.
         intact: whether they still are what the attention used.
         lse: the log-sum-exp of the scores, where the kernel hands it out and a gradient may come back that way;

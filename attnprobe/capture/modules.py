@@ -275,7 +275,10 @@ class _Resumed:
 
 
 def _depth(frame: Any) -> int:
-    return 1 + (_depth(frame.f_back) if frame.f_back else 0)
+    depth = 0
+    while frame is not None:
+        depth, frame = depth + 1, frame.f_back
+    return depth
 
 
 def _withdraw(mode: TorchFunctionMode) -> None:

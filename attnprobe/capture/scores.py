@@ -46,14 +46,17 @@ def _linear(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: dic
     tag = session.tags.get(args[0] if args else kwargs["input"])
     if isinstance(tag, Weights):
         session.tags[result] = Altered(MIXED)
+        session.unmet.pop(tag.softmax, None)
     elif not isinstance(tag, Scores):  # mixed scores of several heads are scores of unknown queries and keys
         project(session, result)
 
 
 @after("conv1d", "conv2d", "layer_norm")
 def _mix(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if isinstance(session.tags.get(args[0] if args else kwargs["input"]), Weights):
+    tag = session.tags.get(args[0] if args else kwargs["input"])
+    if isinstance(tag, Weights):
         session.tags[result] = Altered(MIXED)
+        session.unmet.pop(tag.softmax, None)
 
 
 def project(session: Session, result: Tensor) -> None:
@@ -120,6 +123,15 @@ def _fill(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[str
         pass_on(session, result, (given["input"],), added=_visible(given["mask"], given["value"]))
 
 
+@after("__setitem__")
+def _set(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    scores, index, fill = args
+    if isinstance(tag := session.tags.get(scores), Scores):
+        hidden = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+        hidden[index] = True
+        session.tags[scores] = _with(tag, scores.shape, _visible(hidden, fill))
+
+
 @after("where")
 def _where(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     given = dict(zip(("condition", "input", "other"), args, strict=False)) | kwargs
@@ -183,7 +195,7 @@ def pass_on(
         if isinstance(tag, Scores):
             tag = _with(tag, result.shape, added)
         elif dropout:
-            tag = replace(tag, dropout=dropout)
+            tag = replace(tag, dropout=dropout, drops=() if result is source else (source.detach(), result.detach()))
         session.tags[result] = replace(tag, heads=heads_of(tag.heads, result))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
+import torch.fx
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -20,12 +21,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from attnprobe.capture import flash, flex, multihead, scores, sdpa, softmax  # noqa: F401  (they register handlers)
 from attnprobe.capture.call import Call, Layout
 from attnprobe.capture.eager import force_eager, release
-from attnprobe.capture.evidence import folded_heads, heads_before_blocks, same_tokens
+from attnprobe.capture.evidence import folded_heads, misplaced_heads, same_tokens
 from attnprobe.capture.hold import Held
 from attnprobe.capture.modules import Entry, Position, Watch
 from attnprobe.capture.nodes import Graph, kernel_around
 from attnprobe.capture.registry import AFTER, AROUND, After
-from attnprobe.capture.unseen import GRAPHED, REPLICAS, SCRIPTED, in_cuda_graph, scripted_attention
+from attnprobe.capture.unseen import GRAPHED, REPLICAS, SCRIPTED, UNMET, in_cuda_graph, scripted_attention
 from attnprobe.record import AttentionRecord
 
 REPEATED = "backward ran more than once through the same forward pass"
@@ -91,6 +92,7 @@ class Session:
         self.problems: dict[str, Exception] = {}  # module -> what went wrong in the probe itself
         self.tags = WeakTensorKeyDictionary()
         self.mode = _Intercept(self)
+        self._softmaxes, self.unmet = 0, dict[int, str]()  # modules of softmaxes over scores, by their number
         self.live = False
         self.trouble = ""  # why what was seen is known not to be all there is
         # Saves inside of regions that non-reentrant checkpointing has yet to run again: it counts on as many then.
@@ -168,6 +170,13 @@ class Session:
         if module and self._watched(module) and not known:
             self.seen.append(Seen(module, 0, self.watch.rank(module), reason=reason))
 
+    def softmax(self) -> int:
+        """Take note of a softmax over scores, whose meeting with the values is yet to come; its number."""
+        self._softmaxes += 1
+        if self.watch.running.task == -1:
+            self.unmet[self._softmaxes] = self.watch.running.entries[-1].name
+        return self._softmaxes
+
     def observe(self, call: Call) -> None:
         """Take note of an attention call and wait for its error."""
         running = self.watch.running
@@ -225,7 +234,7 @@ class Session:
             facts={"self_attention": tokens, **call.layout.facts},
             tokens=self.tokens,
             heads=call.layout.heads or folded_heads(call, entry),
-            heads_before_blocks=heads_before_blocks(call, entry),
+            swapped=misplaced_heads(call, entry),
         )
 
     def _await(self, seen: Seen, call: Call, layout: Layout, entry: Entry) -> None:
@@ -248,7 +257,12 @@ class Session:
             self.refuse(SCRIPTED, name)
 
     def _left(self, entry: Entry, result: Any) -> None:
-        """A module has ended: did it run attention that nothing can look into?"""
+        """A module has ended: did it run attention that nothing can look into, or that was lost on its way?"""
+        if not self.watch.running.entries:
+            # Beside a call that was captured they are a picture of it.
+            unmet, self.unmet = {*self.unmet.values()} - self.watch.running.calls.keys(), {}
+            for module in sorted(unmet) if result is not None else ():  # an exception has no result
+                self.refuse(UNMET, module)
         if self.live and torch.is_grad_enabled() and not self.watch.running.replayed:
             with self.guard(entry.name), torch._C.DisableTorchFunction():
                 for reason in self.graph.kernels(result, entry.number):
@@ -334,6 +348,8 @@ class _Intercept(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if any(isinstance(x, torch.fx.Proxy) for x in (*args, *kwargs.values())):
+            return func(*args, **kwargs)  # a trace
         session, name = self.session, getattr(func, "__name__", "")
         if name == "__get__":  # of a property, such as tensor.mT
             name = func.__self__.__name__

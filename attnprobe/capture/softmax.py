@@ -6,6 +6,7 @@ Tags follow the scores to the softmax (``scores.py``) and the weights from there
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +57,12 @@ def _product(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: di
         found = score_operands(equation, left, right) if equation else None
     if found is None:
         return
-    if fixed(right) or (equation and fixed(left)):
+    first, second = found[2]
+    if any(isinstance(session.tags.get(x), Scores) for x in tensors):
+        return  # mixed scores of several heads are scores of unknown queries and keys
+    if (fixed(right) and second == -1) or (fixed(left) and first == -1):
         project(session, result)
-    elif not fixed(left):
+    elif not (fixed(left) or fixed(right)):
         masks = () if mask is None or kwargs.get("beta") == 0 else (mask.detach().expand(result.shape),)
         one, two = (x.detach().reshape((1,) * (result.ndim + 1 - x.ndim) + x.shape) for x in found[:2])
         session.tags[result] = Scores(one, two, found[2], masks, heads=heads_of(None, result))
@@ -78,6 +82,7 @@ def _contract(
     if fixed(value):  # a fixed dictionary, or a projection that leaves the keys what they are
         if tag.scores is not None and not contracts(equation, weights, tag.axis, swapped=swapped):
             session.tags[output] = Altered(MIXED)
+            session.unmet.pop(tag.softmax, None)
         return
     if tag.scores is None and (weights.shape[-2] == 1 or isinstance(session.tags.get(value), Scores)):
         return  # a soft gate over experts; linear attention, which multiplies keys and values first
@@ -93,9 +98,8 @@ def _contract(
         value, arrange = value.mT, _transposed
     if order[-1] != tag.axis + weights.ndim:
         return  # a product over the queries
+    session.unmet.pop(tag.softmax, None)
     tensors = _operands(tag, weights, order)
-    if tag.dropout:
-        tensors["dropped"] = weights.detach().permute(order)
     heads = session.hinted_heads or heads_of(tag.heads, tensors["logits"])
     layout = Layout({"dropout": tag.dropout}, weights.ndim, heads, arrange)
     intact = version_of(tag.logits) == tag.version
@@ -122,6 +126,8 @@ def _operands(tag: Weights, weights: Tensor, order: list[int]) -> dict[str, Tens
     logits = brought(tag.logits)
     assert logits is not None
     found: dict[str, Tensor | None] = {"logits": logits}
+    if tag.drops:
+        found |= {name: brought(x) for name, x in zip(("undropped", "dropped"), tag.drops, strict=True)}
     if tag.sink is not None and (sink := brought(tag.sink)) is not None:
         found["sink"] = sink.logsumexp(-1, keepdim=True)
     if tag.scores is not None and tag.scores.extra[0] in (0, 0 if tag.sink is None else tag.sink.shape[tag.axis]):
@@ -165,7 +171,8 @@ def _softmax(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: di
     scores = tag if isinstance(tag, Scores) else None
     if axis == -1 or (scores is not None and axis in scores.own):
         heads = heads_of(scores.heads if scores else None, result)
-        session.tags[result] = Weights(logits.detach(), version_of(logits), axis, scores, heads=heads)
+        number = session.softmax() if scores is not None else 0
+        session.tags[result] = Weights(logits.detach(), version_of(logits), axis, scores, heads=heads, softmax=number)
 
 
 @after("__getitem__", "narrow")
@@ -178,6 +185,6 @@ def _cut(session: Session, result: Any, args: tuple[Any, ...], kwargs: dict[str,
     keys = whole.shape[-1] - extra
     start = extra if first else 0
     begins = whole.storage_offset() + start * whole.stride(-1) == result.storage_offset()
-    if extra and tag.sink is None and begins and result.shape == (*whole.shape[:-1], keys):
+    if extra and tag.sink is None and not tag.dropout and begins and result.shape == (*whole.shape[:-1], keys):
         logits, sink = tag.logits.narrow(-1, start, keys), tag.logits.narrow(-1, 0 if first else keys, extra)
-        session.tags[result] = Weights(logits, tag.version, -1, tag.scores, sink, tag.dropout, tag.heads)
+        session.tags[result] = replace(tag, logits=logits, sink=sink)

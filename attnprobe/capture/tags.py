@@ -80,7 +80,9 @@ class Weights:
         scores: what is known of the logits.
         sink: logits of columns that stand for no key and were cut off after the softmax.
         dropout: probability with which weights were dropped since.
+        drops: the weights before and after that.
         heads: number of heads where they were seen apart from the batch.
+        softmax: which softmax of the session it was.
     """
 
     logits: Tensor
@@ -89,7 +91,9 @@ class Weights:
     scores: Scores | None
     sink: Tensor | None = None
     dropout: float = 0.0
+    drops: tuple[Tensor, ...] = ()
     heads: int | None = None
+    softmax: int = 0
 
     @property
     def depth(self) -> int:
@@ -97,10 +101,11 @@ class Weights:
 
     def moved(self, order: Sequence[int]) -> Weights | None:
         scores = self.scores.moved(order) if self.scores else None
-        if self.logits.ndim != len(order) or (self.scores and scores is None):
+        if any(x.ndim != len(order) for x in (self.logits, *self.drops)) or (self.scores and scores is None):
             return None
         return replace(
             self,
+            drops=tuple(x.permute(*order) for x in self.drops),
             logits=self.logits.permute(*order),
             axis=moved_axis(self.axis, order),
             scores=scores,

@@ -9,6 +9,7 @@ NESTED = "its inputs are nested tensors, which have no common length"
 SCRIPTED = "it is TorchScript, which runs outside of Python: probe the model before it is scripted or traced"
 REPLICAS = "it runs as replicas of nn.DataParallel, copies in threads of their own: use DistributedDataParallel"
 GRAPHED = "it is being captured into a CUDA graph, whose replays run no Python: probe it uncaptured"
+UNMET = "it has a softmax over products of queries and keys, but how its weights meet the values was not recognised"
 KERNEL = (
     "it runs the autograd.Function {}, which nothing can look into: if that is softmax attention, "
     "attnprobe.register_attention tells what it computes"

@@ -19,7 +19,16 @@ def partial(sums: Sums, names: set[str]) -> Partial:
     result |= _norms(sums) | _routing(sums, choosing) | _columns(sums) | _gradients(sums, choosing) | _nonfinite(sums)
     if names & {"head_similarity", "output_stable_rank"}:
         result |= _output_gram(sums)
-    wanted = {*names, "residual", "masked_rows", "error_norm", "advantage_std", "value_square", "output"}
+    wanted = {
+        *names,
+        "residual",
+        "masked_rows",
+        "error_norm",
+        "advantage_std",
+        "value_square",
+        "output_square",
+        "output",
+    }
     return {key: value for key, value in result.items() if key.partition(".")[0] in wanted or key[:9] == "nonfinite"}
 
 
@@ -65,8 +74,8 @@ def _norms(sums: Sums) -> Partial:
         lengths = torch.linalg.vector_norm(tensor.to(sums.scores.dtype), dim=-1)
         lengths = lengths.repeat_interleave(sums.scores.heads // tensor.shape[1], 1).flatten(0, 1)
         result |= _mean(sums, name, lengths, where)
-        if name == "value_norm":
-            result |= _mean(sums, "value_square", lengths.double().square(), where)
+        if name in ("value_norm", "output_norm"):
+            result |= _mean(sums, name.replace("norm", "square"), lengths.double().square(), where)
     result["value_rms.sum"] = result["value_square.sum"]
     result["value_rms.count"] = result["value_square.count"] * record.value.shape[-1]
     return result

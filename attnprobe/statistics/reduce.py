@@ -51,11 +51,16 @@ def to_host(partials: Sequence[Partial]) -> list[Partial]:
 
 
 def finish_residual(partial: Partial) -> Tensor:
-    """rms of ``sum alpha b - u.o`` relative to rms|u| rms|v|, ``[H]``, NaN where it could not be checked."""
+    """rms of ``sum alpha b - u.o`` relative to rms|u| rms|o|, ``[H]``, NaN where it could not be checked.
+
+    Not relative to the values: they cancel in a context that many of them make, and with them what is wrong. Where
+    nothing but rounding is left of it, a thousandth of them counts instead.
+    """
     error = _mean(partial, "error_norm")
     if "residual.sum" not in partial:
         return torch.full_like(error, torch.nan)
-    return (_mean(partial, "residual") / (error * _mean(partial, "value_square"))).sqrt()
+    size = _mean(partial, "output_square") + 1e-6 * _mean(partial, "value_square")
+    return (_mean(partial, "residual") / (error * size)).sqrt()
 
 
 def finish(statistic: Statistic, partial: Partial) -> Tensor:

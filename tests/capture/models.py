@@ -142,6 +142,11 @@ def tokens() -> tuple[Tensor, ...]:
     return (torch.randn(BATCH, TOKENS, WIDTH),)
 
 
+def three_sequences() -> tuple[Tensor, ...]:
+    """More than heads, so that the two can be told apart."""
+    return (torch.randn(3, TOKENS, WIDTH),)
+
+
 def tokens_and_memory(length: int = MEMORY, width: int = WIDTH) -> tuple[Tensor, ...]:
     return torch.randn(BATCH, TOKENS, WIDTH), torch.randn(BATCH, length, width)
 
@@ -664,9 +669,9 @@ SDPA = [
     _variant(
         "sdpa cross other width", sdpa(), inputs=lambda: tokens_and_memory(_T, 6), memory_width=6, self_attention=None
     ),
-    _variant("sdpa 3-D", sdpa_folded()),
-    _variant("sdpa 3-D mask [T, S]", sdpa_folded(random_mask(_T, _T))),
-    _variant("sdpa 3-D mask [N, T, S]", sdpa_folded(random_mask(BATCH * HEADS, _T, _T))),
+    _variant("sdpa 3-D", sdpa_folded(), inputs=three_sequences),
+    _variant("sdpa 3-D mask [T, S]", sdpa_folded(random_mask(_T, _T)), inputs=three_sequences),
+    _variant("sdpa 3-D mask [N, T, S]", sdpa_folded(random_mask(3 * HEADS, _T, _T)), inputs=three_sequences),
     _variant("sdpa 2-D", sdpa_of_one_sequence, inputs=lambda: (torch.randn(1, _T, WIDTH),), heads=1),
     _variant("sdpa 5-D", sdpa_windows(None)),
     _variant("sdpa 5-D mask [W, 1, T, S]", sdpa_windows((3, 1, 3, 3))),
@@ -693,7 +698,7 @@ EXPLICIT = [
     _variant("gqa grouped", explicit_grouped, heads=4, groups=2),
     _variant("bmm", bmm),
     _variant("bmm dropout", bmm, dropout=0.3),
-    _variant("bmm folded", bmm_folded),
+    _variant("bmm folded", bmm_folded, inputs=three_sequences),
     _variant("product from the right", product_from_the_right),
     _variant("keys in rows", keys_in_rows),
     _variant("heads last", heads_last),

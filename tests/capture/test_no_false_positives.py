@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attnprobe import AttentionProbe, analyze
+from attnprobe.capture.unseen import UNMET
 from attnprobe.errors import NoAttentionError
 from attnprobe.statistics.dense import dense_parts
 from tests.capture.models import BATCH, TOKENS, WIDTH, Attention, Model, loss_of, sdpa, tokens
@@ -152,7 +153,6 @@ RUNS = [
     classifier_by_matmul,
     products_only,
     linear_attention,
-    attention_that_is_thrown_away,
 ]
 
 
@@ -164,6 +164,13 @@ def test_nothing_is_captured(run: Callable[[Parts, Tensor], Tensor]) -> None:
     assert watching.seen == []
     with pytest.raises(NoAttentionError, match="no softmax attention was seen"):
         analyze(model, lambda: loss_of(model(*tokens())))
+
+
+def test_attention_that_is_thrown_away_is_named() -> None:
+    model = Parts(attention_that_is_thrown_away)
+    with session(model) as watching:
+        loss_of(model(*tokens())).backward()
+    assert [(call.module, call.reason) for call in watching.seen] == [("Parts", UNMET)]
 
 
 def test_mixture_of_experts_beside_attention() -> None:

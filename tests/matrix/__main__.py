@@ -57,9 +57,11 @@ def run(cells: Cells) -> tuple[dict[tuple[str, str], Outcome], int]:
         failed += bool(wrong)
         if wrong:
             print(f"{variant.name} under {condition.name}: {'; '.join(wrong)}", flush=True)
-    held, seconds = sum(outcome.passed for outcome in results.values()), time.perf_counter() - start
-    work = sum(outcome.seconds for outcome in results.values())
-    print(f"{len(results)} cells in {seconds:.0f} s ({work:.0f} s of work): {held} hold, {failed} fail")
+    for name in dict.fromkeys(condition.name for _, condition in cells):
+        own = [outcome for (_, condition), outcome in results.items() if condition == name]
+        held, work = sum(outcome.passed for outcome in own), sum(outcome.seconds for outcome in own)
+        print(f"{name:22} {held:4} of {len(own):4} hold, {work:6.0f} s of processor time")
+    print(f"{len(results)} cells in {time.perf_counter() - start:.0f} s: {failed} are not what they should be")
     return results, failed
 
 

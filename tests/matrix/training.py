@@ -114,32 +114,23 @@ class Cell:
         torch.manual_seed(SEED)
 
     def _train(self, history: History, steps: int, spy: Spy | None, quiet: tuple[dict[str, Any], Any]) -> None:
-        condition = self.condition
-        models = [condition.late(model) for model in self.models]
+        models = [self.condition.late(model) for model in self.models]
+        parameters = self.parameters
         # Adam's epsilon is 0 in fp16.
-        kind = torch.optim.AdamW if condition.dtype.itemsize > 2 else torch.optim.SGD
-        optimizer = kind([parameter for _, parameter in self.parameters], lr=LEARNING_RATE)
+        kind = torch.optim.AdamW if self.condition.dtype.itemsize > 2 else torch.optim.SGD
+        optimizer = kind([parameter for _, parameter in parameters], lr=LEARNING_RATE)
         probes = [(probe, rows) for probe, rows in history.watchers if isinstance(probe, AttentionProbe)]
         history.reports = [[] for _ in probes]
         for step in range(steps):
-            self.step = step
-            probed = step % EVERY == 0
-            with contextlib.ExitStack() as stack:
-                if condition.backend is not None and probed and not history.watchers:
-                    stack.enter_context(torch.compiler.set_stance("force_eager"))
-                if spy is not None:
-                    stack.enter_context(spy)
-                batches = [self.batch(100 * step + micro) for micro in range(condition.micro_batches)]
-                condition.before(self, batches[0], history)
-                for probe, rows in probes if condition.evaluate else ():
-                    history.evaluated.append((probe.evaluate(partial(self.loss, models, batches[0])), rows))
-                for batch in batches:
-                    with self._looked_at(probed, quiet[0], history):
-                        loss = self.loss(models, batch)
-                    condition.between(self, batch, history)
-                    torch.autograd.backward(loss)
-                    history.note(f"loss of step {step}", loss)
-                for name, parameter in self.parameters:
+            self.step, probed = step, step % EVERY == 0
+            eager = self.condition.backend is not None and probed and not history.watchers
+            with torch.compiler.set_stance("force_eager") if eager else contextlib.nullcontext():
+                for probe, rows in probes if self.condition.evaluate else ():
+                    report = probe.evaluate(partial(self.loss, models, self.batch(100 * step)))
+                    history.evaluated.append((report, rows))
+                with spy or contextlib.nullcontext():
+                    loss = self._passes(models, probed, history, quiet[0])
+                for name, parameter in parameters:
                     if parameter.grad is not None:
                         history.note(f"gradient of {name} in step {step}", parameter.grad)
                 optimizer.step()
@@ -151,9 +142,21 @@ class Cell:
                 if (report is not None) != probed:
                     history.problems.append(f"step {step} was {'not ' if probed else ''}probed")
                 reports += [report] if report is not None else []
-        for name, parameter in self.parameters:
+        for name, parameter in parameters:
             history.note(f"final {name}", parameter)
         history.note("torch's random state", torch.get_rng_state())
+
+    def _passes(self, models: list[nn.Module], probed: bool, history: History, state: dict[str, Any]) -> Tensor:
+        """The forward and backward passes of a step, with whatever the condition does around them."""
+        batches = [self.batch(100 * self.step + micro) for micro in range(self.condition.micro_batches)]
+        self.condition.before(self, batches[0], history)
+        for batch in batches:
+            with self._looked_at(probed, state, history):
+                loss = self.loss(models, batch)
+            self.condition.between(self, batch, history)
+            torch.autograd.backward(loss)
+            history.note(f"loss of step {self.step}", loss)
+        return loss
 
     @contextlib.contextmanager
     def _looked_at(self, probed: bool, state: dict[str, Any], history: History) -> Iterator[None]:
