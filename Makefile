@@ -13,9 +13,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
-# Models x conditions, a quarter of an hour; writes docs/coverage.md.
+# Models x conditions, on two cores; writes docs/coverage.md.
 matrix: $(VENV)/.installed-matrix
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.matrix
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.matrix --jobs 2
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import logging
+import multiprocessing
 import time
 from pathlib import Path
 
-import torch
-
 from tests.matrix.cells import Cells, all_cells, quick_cells
-from tests.matrix.check import Outcome, check
+from tests.matrix.check import Outcome
 from tests.matrix.conditions import CONDITIONS
 from tests.matrix.coverage import markdown
 from tests.matrix.impossible import mistakes
+from tests.matrix.work import outcome_of, prepare
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 
@@ -25,6 +24,7 @@ def main() -> int:
     parser.add_argument("--every", action="store_true", help="each condition on every variant that it applies to")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="of variants' names")
     parser.add_argument("--condition", default="*", metavar="PATTERN", help="of conditions' names")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--list", action="store_true", help="name the cells and stop")
     chosen = parser.parse_args()
     cells = [
@@ -35,7 +35,7 @@ def main() -> int:
     if chosen.list:
         print("\n".join(f"{condition.name:22} {variant.name}" for variant, condition in cells))
         return 0
-    results, failed = run(cells)
+    results, failed = run(cells, chosen.jobs)
     whole = not chosen.quick and chosen.only == chosen.condition == "*"
     if whole:
         variants = list({variant.name: variant for variant, _ in cells}.values())
@@ -43,25 +43,22 @@ def main() -> int:
     return int(failed > 0)
 
 
-def run(cells: Cells) -> tuple[dict[tuple[str, str], Outcome], int]:
+def run(cells: Cells, jobs: int = 1) -> tuple[dict[tuple[str, str], Outcome], int]:
     """The outcomes by name, and how many are not what they should be; those are printed."""
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)  # libraries that comment on tiny models
     results: dict[tuple[str, str], Outcome] = {}
     failed, start = 0, time.perf_counter()
-    for variant, condition in cells:
-        outcome = results[variant.name, condition.name] = check(variant, condition)
-        if condition.backend is not None:
-            torch._dynamo.reset()  # compiled code of the cells before slows down and may not get too much
-        wrong = mistakes(variant.name, condition.name, outcome)
-        failed += bool(wrong)
-        if wrong:
-            print(f"{variant.name} under {condition.name}: {'; '.join(wrong)}", flush=True)
-    for name in dict.fromkeys(condition.name for _, condition in cells):
-        own = [outcome for (_, condition), outcome in results.items() if condition == name]
-        held, work = sum(outcome.passed for outcome in own), sum(outcome.seconds for outcome in own)
-        print(f"{name:22} {held:4} of {len(own):4} hold, {work:6.0f} s of processor time")
-    print(f"{len(results)} cells in {time.perf_counter() - start:.0f} s: {failed} are not what they should be")
+    names = [(variant.name, condition.name) for variant, condition in cells]
+    # A process for some hundred cells: compiled code is not given back.
+    with multiprocessing.get_context("spawn").Pool(jobs, prepare, maxtasksperchild=100) as pool:
+        for name, outcome in zip(names, pool.imap(outcome_of, names), strict=True):
+            results[name] = outcome
+            wrong = mistakes(*name, outcome)
+            failed += bool(wrong)
+            if wrong:
+                print(f"{name[0]} under {name[1]}: {'; '.join(wrong)}", flush=True)
+    held, seconds = sum(outcome.passed for outcome in results.values()), time.perf_counter() - start
+    work = sum(outcome.seconds for outcome in results.values())
+    print(f"{len(results)} cells in {seconds:.0f} s ({work:.0f} s of work): {held} hold, {failed} fail")
     return results, failed
 
 

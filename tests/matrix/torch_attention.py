@@ -48,7 +48,7 @@ def sdpa_float_mask(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
 
 
 def sdpa_folded(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
-    """``[B * H, T, D]``: nothing tells the heads from the batch, which makes one head."""
+    """``[B * H, T, D]``: the module says how many heads, autograd which of the two came first."""
     batch = q.shape[:2]
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True).unflatten(0, batch)

@@ -123,7 +123,7 @@ SDPA = (
     written("sdpa-float-mask", "sdpa", attention.sdpa_float_mask),
     written("sdpa-causal-scale", "sdpa", partial(attention.sdpa, is_causal=True, scale=0.3)),
     written("sdpa-gqa", "sdpa", partial(attention.sdpa, enable_gqa=True, is_causal=True), heads=4, groups=2),
-    written("sdpa-folded", "sdpa", attention.sdpa_folded),
+    written("sdpa-folded", "sdpa", attention.sdpa_folded, heads=4),  # as many as sequences could be either
     written("sdpa-cross", "sdpa", attention.sdpa, memory=(MEMORY, WIDTH)),
     written("sdpa-shared-module", "sdpa", attention.sdpa, calls=2),
     written("sdpa-function-checkpoint", "sdpa", attention.sdpa, checkpoint=checkpoint_functions),
