@@ -144,6 +144,7 @@ def module_differentiated(module: nn.Module, x: Tensor) -> Tensor:
     return torch.func.grad(lambda x: module(x).square().sum())(x)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # torch, of vmap
 @pytest.mark.parametrize("inside", [mapped, differentiated, module_mapped, module_differentiated])
 def test_torch_func(inside: Callable[..., Tensor]) -> None:
     reason = "it ran inside a torch.func transform (grad, vmap ...), which has no backward pass to hook into"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tests.matrix import torch_models
 from tests.matrix.condition import Condition
@@ -61,11 +61,15 @@ def chosen(variants: Sequence[Variant], condition: Condition) -> set[str]:
     for variant in variants:
         groups.setdefault((variant.library, variant.kind), []).append(variant.name)
     turns = [
-        (turn, name)
+        (turn, _shuffled(condition)(name), name)
         for group in groups.values()
-        for turn, name in enumerate(sorted(group, key=lambda name: zlib.crc32(f"{name} {condition.name}".encode())))
+        for turn, name in enumerate(sorted(group, key=_shuffled(condition)))
     ]
-    return {name for _, name in sorted(turns)[: condition.tried_on]}
+    return {name for *_, name in sorted(turns)[: condition.tried_on]}
+
+
+def _shuffled(condition: Condition) -> Callable[[str], int]:
+    return lambda name: zlib.crc32(f"{name} {condition.name}".encode())
 
 
 def quick_cells() -> Cells:

@@ -39,9 +39,9 @@ class Backend:
         return model
 
     def each_block(self, variant: Variant, model: nn.Module) -> nn.Module:
-        """Every module of the outermost module lists."""
+        """Every module of the outermost lists of modules."""
         done: set[nn.Module] = set()
-        for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+        for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]:
             for block in blocks:
                 if block not in done:
                     block.compile(backend=self)
