@@ -28,7 +28,8 @@ a probe, and writes this page. A cell holds ({holds}) if
 - in a step that is not probed no hook, mode or wrapper is there, seen from inside of the forward pass;
 - afterwards the model, its classes, torch's functions and torch's global state are what they were.
 
-An empty cell was not tried. {cannot} is a cell that cannot hold, with the reason below.
+An empty cell was not tried, in the first table because the condition does not apply: there is nothing to checkpoint, or
+the model rounds its own attention to float32. {cannot} is a cell that cannot hold, with the reason below.
 """
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import torch
 import torch.nn.attention.flex_attention as flex
 
 from tests.matrix.variant import Variant
@@ -25,8 +26,11 @@ def _uncompiled_mask(*args: Any, **options: Any) -> flex.BlockMask:
 
 
 @contextlib.contextmanager
-def trainable_on_cpu(variant: Variant) -> Iterator[None]:
-    """Torch refuses to, because its compiled CPU kernel has no backward pass; what it runs uncompiled has one."""
+def trainable_on_cpu(variant: Variant, *, traced: bool = True) -> Iterator[None]:
+    """Torch refuses to, because its compiled CPU kernel has no backward pass; what it runs uncompiled has one.
+
+    Dynamo traces it first, which takes a second each time; models of transformers compute the same without it.
+    """
     if variant.kind != "flex":
         yield
         return
@@ -38,4 +42,6 @@ def trainable_on_cpu(variant: Variant) -> Iterator[None]:
 
             stack.enter_context(mock.patch.object(WrappedFlexAttention, "__call__", _uncompiled))
             stack.enter_context(mock.patch.object(masking_utils, "create_block_mask", _uncompiled_mask))
+            if not traced:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

@@ -18,7 +18,6 @@ IMPOSSIBLE: dict[tuple[str, str], str] = {
     ("x-*flash", "copies"): "it holds an enumeration of torch that cannot be pickled",
     ("gpt2-upcast-eager", "compile-fullgraph"): "it logs a warning in its forward pass, which breaks the graph",
     ("deepseek_v3-flex", "compile-fullgraph"): "dynamo fails on a size that depends on data, without the probe as well",
-    ("flex-causal", "compile-inductor"): "inductor's kernel for CPUs has no backward pass",
     ("torchvision-swin", "lora"): _BYPASSED,
     ("timm-beit-*", "lora"): _BYPASSED,
 }

@@ -88,7 +88,7 @@ class Cell:
         with contextlib.ExitStack() as stack:
             caught = stack.enter_context(warnings.catch_warnings(record=True))
             warnings.simplefilter("always")
-            stack.enter_context(trainable_on_cpu(self.variant))
+            stack.enter_context(trainable_on_cpu(self.variant, traced=self.condition.backend is not None))
             quiet = global_state(), stance()
             before = whole_state(self.models) if watch is not None else {}
             with contextlib.ExitStack() as watching:
