@@ -36,6 +36,18 @@ def site(node: Node | None) -> str:
     return f"{kind if isinstance(kind, str) else f'{kind.__module__}.{kind.__qualname__}'}:{path}"
 
 
+def site_before(node: Node) -> str:
+    """The same, or that of the nearest operator before it that has one: operators that replaced others have none."""
+    todo, seen = [node], {node}
+    for current in todo:
+        if site(current):
+            return site(current)
+        new = [other for other in current.all_input_nodes if other not in seen]
+        todo += new
+        seen.update(new)
+    return ""
+
+
 def same_tokens(query: Node, key: Node) -> bool | None:
     """Whether queries and keys are projections of the same activations; None where that is not plain to see."""
     sources = _sources(query)

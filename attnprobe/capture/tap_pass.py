@@ -18,12 +18,13 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch.fx import Graph
 
 from attnprobe.capture import tap_graph
-from attnprobe.capture.tap_graph import arguments, name, same_tokens, site
+from attnprobe.capture.tap_graph import arguments, name, same_tokens, site, site_before
 from attnprobe.errors import AttnProbeWarning
 
 #: Who listens: called with the operator's name and its arguments. Empty on all steps that are not probed.
 LISTENERS: list[Callable[..., None]] = []
 SEPARATOR = "|"
+NOWHERE = "some module"
 
 _library = torch.library.Library("attnprobe", "DEF")
 
@@ -64,7 +65,9 @@ def insert_taps(graph: Graph) -> None:
             backward.add(node)
     kernels = [node for node in graph.nodes if name(node).startswith("_scaled_dot_product_")]
     forward = [node for node in kernels if node not in backward]
-    written = {site(node) for node in graph.nodes if node not in backward and tap_graph.is_written_out(node)}
+    written = {
+        site_before(node) or NOWHERE for node in graph.nodes if node not in backward and tap_graph.is_written_out(node)
+    }
     tapped = set()
     for node in kernels:
         if not name(node).endswith("_backward"):

@@ -19,15 +19,18 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the compiler's own
 
 
 class Attention(nn.Module):
-    def __init__(self, *, written: bool = False) -> None:
+    def __init__(self, *, written: bool = False, biased: bool = False) -> None:
         super().__init__()
         self.inputs, self.output = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.written = written
+        self.written, self.biased = written, biased
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in self.inputs(x).chunk(3, -1))
         if self.written:
             out = (query @ key.transpose(-1, -2)).softmax(-1) @ value
+        elif self.biased:  # three dimensions, which no fused kernel on CPU takes
+            bias = torch.arange(TOKENS, dtype=x.dtype).expand(HEADS, TOKENS, TOKENS)
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         else:
             out = F.scaled_dot_product_attention(query, key, value)
         return self.output(out.transpose(1, 2).flatten(2))
@@ -154,10 +157,19 @@ def _first_block_only(net: Net) -> Callable[[Tensor], Tensor]:
         (lambda net: torch.compile(net, backend="aot_eager"), {}, "showed itself"),
         (lambda net: net, {}, "not compiled"),
         (whole, {"written": True}, "blocks.0.attention: attention is compiled from single operations"),
+        (whole, {"biased": True}, "blocks.0.attention: attention is compiled from single operations"),
         (_last_block_only, {}, "outside of the compiled code"),
         (_first_block_only, {}, "outside of the compiled code"),
     ],
-    ids=["compiled before", "other backend", "not compiled", "written out", "last block only", "first block only"],
+    ids=[
+        "compiled before",
+        "other backend",
+        "not compiled",
+        "written out",
+        "no kernel",
+        "last block only",
+        "first block only",
+    ],
 )
 def test_what_cannot_be_seen_is_said_and_probed_eagerly(compile: Any, options: Any, reason: str) -> None:
     with pytest.warns(ap.AttnProbeWarning, match=reason) as said:

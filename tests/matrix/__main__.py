@@ -15,6 +15,7 @@ from tests.matrix.coverage import markdown
 from tests.matrix.impossible import mistakes
 from tests.matrix.work import outcome_of, prepare
 
+ENOUGH = 10  # variants on which a condition has to hold
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 
 
@@ -40,6 +41,11 @@ def main() -> int:
     if whole:
         variants = list({variant.name: variant for variant, _ in cells}.values())
         PAGE.write_text(markdown(variants, CONDITIONS, results))
+        for condition in CONDITIONS:
+            held = sum(outcome.passed for (_, name), outcome in results.items() if name == condition.name)
+            if held < ENOUGH:
+                print(f"{condition.name} holds on {held} variants only, {ENOUGH} are wanted: raise its tried_on")
+                failed += 1
     return int(failed > 0)
 
 

@@ -8,11 +8,14 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from attnprobe import AttentionProbe, AttentionRecord, Statistic, StepReport
+from attnprobe.collect import EAGERLY
+from attnprobe.statistics.dense import dense_parts
 from tests.matrix.condition import Condition, Rows
 from tests.matrix.spy import Spy
 from tests.matrix.training import EVERY, STEPS, Cell, History
@@ -87,13 +90,18 @@ def _compare(outcome: Outcome, cell: Cell, plain: History, make_probe: MakeProbe
             records.append(dataclasses.replace(record, **parts))
         return torch.zeros(record.shape[1]), torch.ones(record.shape[1])
 
-    def watch(model: nn.Module) -> AttentionProbe:
+    def watch(model: nn.Module, compiled: str) -> AttentionProbe:
         statistics = ("all", Statistic("records", "Keeps the records of the first step.", measure=keep))
-        return make_probe(model, every_n_steps=EVERY, statistics=statistics, action="record")
+        return make_probe(model, every_n_steps=EVERY, statistics=statistics, action="record", compiled=compiled)
 
-    watched = cell.run(watch)
-    outcome.harm += [*plain.problems, *watched.problems, *different(plain, watched)]
-    if backend and backend.graphs > compiled:
+    if condition.tapped:
+        torch._dynamo.reset()  # what is compiled from now on has taps
+    watched = cell.run(partial(watch, compiled="tap" if condition.tapped else "eager"))
+    if any(EAGERLY in text for text in watched.warned):  # and there is nothing to compare that with
+        outcome.harm += different(_first_step(plain), _first_step(watched))
+    else:
+        outcome.harm += [*plain.problems, *watched.problems, *different(plain, watched)]
+    if backend and backend.graphs > compiled and not condition.tapped:
         outcome.harm.append("the probe made torch compile the model again")
     outcome.missed += _warnings(condition.warns, plain, watched)
     for reports, (_, rows) in zip(watched.reports, watched.watchers, strict=True):
@@ -101,14 +109,40 @@ def _compare(outcome: Outcome, cell: Cell, plain: History, make_probe: MakeProbe
     for report, rows in watched.evaluated:
         rows_found(report, rows, outcome.missed, evaluated=True)
 
+    if condition.tapped:
+        ours, records[:] = [*records], []
+        cell.run(partial(watch, compiled="eager"), steps=1)
+        outcome.missed += unlike(ours, records)
+    else:
+        outcome.missed += _against_autograd(outcome, cell, plain, watched, records)
+    outcome.harm, outcome.missed = ([*dict.fromkeys(texts)] for texts in (outcome.harm, outcome.missed))
+
+
+def _against_autograd(
+    outcome: Outcome, cell: Cell, plain: History, watched: History, records: list[AttentionRecord]
+) -> list[str]:
     spied = cell.run(spy=(spy := Spy()), steps=1)
-    outcome.missed += [f"spied: {problem}" for problem in different(_first_step(plain), _first_step(spied))]
+    missed = [f"spied: {problem}" for problem in different(_first_step(plain), _first_step(spied))]
     outcome.calls = len(records)
     outcome.difference = max([_error_difference(spy, record) for record in records], default=0.0)
     if outcome.difference or len(records) < outcome.captured:
-        outcome.missed.append(f"u of {len(records)} calls differs from autograd's by {outcome.difference:.2g}")
-    outcome.missed += condition.verify(cell, watched, records, spy)
-    outcome.harm, outcome.missed = ([*dict.fromkeys(texts)] for texts in (outcome.harm, outcome.missed))
+        missed.append(f"u of {len(records)} calls differs from autograd's by {outcome.difference:.2g}")
+    return missed + cell.condition.verify(cell, watched, records, spy)
+
+
+def unlike(ours: list[AttentionRecord], eager: list[AttentionRecord], tolerance: float = 1e-3) -> list[str]:
+    """Which records are those of no eager call up to rounding; other conditions compare those with autograd's."""
+    wrong = [] if len(ours) == len(eager) else [f"{len(ours)} records instead of {len(eager)}"]
+    references = [(record.shape, dense_parts(record)) for record in eager]
+    for record in ours:
+        parts, distances = dense_parts(record), [torch.inf]
+        for shape, reference in references:
+            if shape == record.shape:
+                pairs = ((parts.alpha, reference.alpha), (parts.b, reference.b), (parts.output, reference.output))
+                distances.append(max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs))
+        if not min(distances) <= tolerance:
+            wrong.append(f"weights and errors are {min(distances):.2g} off from those of the eager step")
+    return wrong
 
 
 def rows_found(report: StepReport, rows: Rows, problems: list[str], *, evaluated: bool = False) -> int:

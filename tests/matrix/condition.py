@@ -45,6 +45,7 @@ class Condition:
         micro_batches: how many make a step.
         number: how many models are trained at once.
         backend: what compiles the model; then the reference too runs eagerly on the probed steps.
+        tapped: whether probed steps run compiled too, in both.
         prepare: changes a model after it was made; gives what is trained.
         late: changes a model after the probes were attached.
         rows: the expected rows.
@@ -67,6 +68,7 @@ class Condition:
     micro_batches: int = 1
     number: int = 1
     backend: Backend | None = None
+    tapped: bool = False
     prepare: Callable[[Variant, nn.Module], nn.Module] = _as_it_is
     late: Callable[[nn.Module], nn.Module] = lambda model: model
     rows: Callable[[Variant], Rows] = lambda variant: variant.layers

@@ -41,7 +41,7 @@ def _fault(name: str, error: type[BaseException], *, backward: bool) -> Conditio
 
 
 def _compiled(name: str, meaning: str, backend: Backend, **options: Any) -> Condition:
-    options = {"tried_on": 10, **options}
+    options = {"tried_on": 12, **options}
     return Condition(name, f"torch.compile ({backend.name}), {meaning}", backend=backend, **options)
 
 
@@ -142,7 +142,14 @@ CONDITIONS: tuple[Condition, ...] = (
         "the whole model",
         _INDUCTOR,
         applies=lambda variant: variant.kind != "flex",  # its kernel for CPUs has no backward pass
-        tried_on=5,
+        prepare=_INDUCTOR.whole,
+    ),
+    _compiled(
+        "compile-tap",
+        "the whole model; a probed step runs compiled too, and the graph hands out its attention",
+        _INDUCTOR,
+        applies=lambda variant: variant.kind == "sdpa",
+        tapped=True,
         prepare=_INDUCTOR.whole,
     ),
 )

@@ -8,6 +8,7 @@ from tests.matrix.check import Outcome
 
 _SINGLE = "where it hides padding its output becomes float32, which its next layer refuses"
 _BYPASSED = "it multiplies by its projection's weight without calling it, so that the adapter takes no part"
+_DECOMPOSED = "torch compiles its attention from single operations; a warning says so, and probed steps run eagerly"
 
 #: Patterns of a variant's and a condition's name -> why.
 IMPOSSIBLE: dict[tuple[str, str], str] = {
@@ -18,6 +19,9 @@ IMPOSSIBLE: dict[tuple[str, str], str] = {
     ("x-*flash", "copies"): "it holds an enumeration of torch that cannot be pickled",
     ("gpt2-upcast-eager", "compile-fullgraph"): "it logs a warning in its forward pass, which breaks the graph",
     ("deepseek_v3-flex", "compile-fullgraph"): "dynamo fails on a size that depends on data, without the probe as well",
+    ("sdpa-float-mask", "compile-tap"): _DECOMPOSED,
+    ("t5-sdpa", "compile-tap"): _DECOMPOSED,
+    ("timm-twins-fused", "compile-tap"): _DECOMPOSED,
     ("torchvision-swin", "lora"): _BYPASSED,
     ("timm-beit-*", "lora"): _BYPASSED,
 }

@@ -123,7 +123,7 @@ class Cell:
         history.reports = [[] for _ in probes]
         for step in range(steps):
             self.step, probed = step, step % EVERY == 0
-            eager = self.condition.backend is not None and probed and not history.watchers
+            eager = self.condition.backend is not None and self._eager(probed) and not history.watchers
             with torch.compiler.set_stance("force_eager") if eager else contextlib.nullcontext():
                 for probe, rows in probes if self.condition.evaluate else ():
                     report = probe.evaluate(partial(self.loss, models, self.batch(100 * step)))
@@ -146,6 +146,10 @@ class Cell:
             history.note(f"final {name}", parameter)
         history.note("torch's random state", torch.get_rng_state())
 
+    def _eager(self, probed: bool) -> bool:
+        """Whether a step of a compiled model must not run what was compiled."""
+        return probed and not self.condition.tapped
+
     def _passes(self, models: list[nn.Module], probed: bool, history: History, state: dict[str, Any]) -> Tensor:
         """The forward and backward passes of a step, with whatever the condition does around them."""
         batches = [self.batch(100 * self.step + micro) for micro in range(self.condition.micro_batches)]
@@ -160,13 +164,14 @@ class Cell:
 
     @contextlib.contextmanager
     def _looked_at(self, probed: bool, state: dict[str, Any], history: History) -> Iterator[None]:
-        """Around a forward pass: nothing foreign is active in it, unless it is probed, and then nothing compiled."""
+        """Around a forward pass: nothing foreign is active in it, unless it is probed, and what was compiled runs."""
         backend = self.condition.backend
         if backend is not None:
             runs = backend.runs
             yield
-            if (backend.runs > runs) == probed:
-                history.problems.append(f"compiled code {'ran' if probed else 'did not run'}")
+            ran = backend.runs > runs
+            if ran == self._eager(probed):
+                history.problems.append(f"compiled code {'ran' if ran else 'did not run'}")
         elif probed:
             yield
         else:
