@@ -21,6 +21,7 @@ SILENT = (
 OUTSIDE = "some attention runs outside of the compiled code"
 OLDER = "a part of the model was compiled before the probe was made, or by another backend than inductor"
 WRITTEN = "{module}: attention is compiled from single operations instead of an SDPA kernel"
+FOLDED = "{module}: a compiled SDPA kernel got heads and sequences in one dimension, and cannot tell which is which"
 UNREACHED = "{module}: compiled code hands out nothing of attention that no gradient reaches, as include_frozen asks"
 UNNAMED = "cannot tell which module some compiled attention belongs to"
 FOREIGN = "what was compiled is more than the watched model: give the probe the module that contains all of it"
@@ -133,17 +134,18 @@ class TapSession(Session):
         with self.guard(seen.module):
             self._deliver(seen, Layout(facts, query.ndim, tokens=self.tokens), given, error)
 
-    def _untapped(self, number: int, reached: set[int], frozen: str, written: str) -> None:
+    def _untapped(self, number: int, reached: set[int], frozen: str, written: str, folded: str) -> None:
         for order, site in enumerate(filter(None, frozen.split(SEPARATOR))):
             seen = self._see(number, reached, site, order - len(frozen))
             if seen is not None:
                 seen.reason = FROZEN
                 if self.include_frozen:
                     self._complain(UNREACHED.format(module=seen.module))
-        for site in filter(None, written.split(SEPARATOR)):
-            found = self.names.resolve(site, reached)
-            if found is None or self._watched(found[0]):
-                self._complain(WRITTEN.format(module=found[0] if found else site))
+        for sites, trouble in ((written, WRITTEN), (folded, FOLDED)):
+            for site in filter(None, sites.split(SEPARATOR)):
+                found = self.names.resolve(site, reached)
+                if found is None or self._watched(found[0]):
+                    self._complain(trouble.format(module=found[0] if found else site))
 
     def _see(self, number: int, reached: set[int], site: str, order: int) -> Seen | None:
         """The call, None if it is not to be measured."""

@@ -64,6 +64,12 @@ def is_written_out(node: Node) -> bool:
     return softmax is not None and any(name(x) in ("bmm", "baddbmm") for x in _until_products(softmax))
 
 
+def is_folded(kernel: Node) -> bool:
+    """Whether the model gave an SDPA kernel ``[N, T, D]``, and torch put the batch of 1 in front that it wants."""
+    query = arguments(kernel)["query"]
+    return name(query) == "unsqueeze" and arguments(query)["dim"] == 0
+
+
 def _is_softmax(node: Node) -> bool:
     if name(node) in ("_softmax", "_safe_softmax"):
         return True

@@ -48,7 +48,7 @@ TAP = _define(
     "Tensor error, Tensor query, Tensor key, Tensor value, Tensor output, Tensor? mask, float dropout, bool causal, "
     "float? scale, bool? same_tokens, str site, int order",
 )
-REGION = _define("region", "Tensor tangent, str frozen, str written")
+REGION = _define("region", "Tensor tangent, str frozen, str written, str folded")
 
 
 def insert_taps(graph: Graph) -> None:
@@ -86,9 +86,10 @@ def insert_taps(graph: Graph) -> None:
                 forward.index(source) if source in forward else len(forward),
             )
             graph.call_function(TAP, handed_out).meta["val"] = None
+    folded = sorted({site_before(node) or NOWHERE for node in forward if tap_graph.is_folded(node)})
     frozen = [site(node) for node in forward if node not in tapped]
     with graph.inserting_after(tangents[-1]):
-        reasons = SEPARATOR.join(frozen), SEPARATOR.join(sorted(written))
+        reasons = SEPARATOR.join(frozen), SEPARATOR.join(sorted(written)), SEPARATOR.join(folded)
         graph.call_function(REGION, (tangents[0], *reasons)).meta["val"] = None
 
 

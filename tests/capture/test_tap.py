@@ -19,10 +19,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the compiler's own
 
 
 class Attention(nn.Module):
-    def __init__(self, *, written: bool = False, biased: bool = False) -> None:
+    def __init__(self, *, written: bool = False, biased: bool = False, folded: bool = False) -> None:
         super().__init__()
         self.inputs, self.output = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.written, self.biased = written, biased
+        self.written, self.biased, self.folded = written, biased, folded
+        self.num_heads = HEADS
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in self.inputs(x).chunk(3, -1))
@@ -31,6 +32,9 @@ class Attention(nn.Module):
         elif self.biased:  # three dimensions, which no fused kernel on CPU takes
             bias = torch.arange(TOKENS, dtype=x.dtype).expand(HEADS, TOKENS, TOKENS)
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        elif self.folded:
+            parts = (part.flatten(0, 1) for part in (query, key, value))
+            out = F.scaled_dot_product_attention(*parts).unflatten(0, query.shape[:2])
         else:
             out = F.scaled_dot_product_attention(query, key, value)
         return self.output(out.transpose(1, 2).flatten(2))
@@ -158,6 +162,7 @@ def _first_block_only(net: Net) -> Callable[[Tensor], Tensor]:
         (lambda net: net, {}, "not compiled"),
         (whole, {"written": True}, "blocks.0.attention: attention is compiled from single operations"),
         (whole, {"biased": True}, "blocks.0.attention: attention is compiled from single operations"),
+        (whole, {"folded": True}, "blocks.0.attention: a compiled SDPA kernel got heads and sequences in one"),
         (_last_block_only, {}, "outside of the compiled code"),
         (_first_block_only, {}, "outside of the compiled code"),
     ],
@@ -167,6 +172,7 @@ def _first_block_only(net: Net) -> Callable[[Tensor], Tensor]:
         "not compiled",
         "written out",
         "no kernel",
+        "folded",
         "last block only",
         "first block only",
     ],

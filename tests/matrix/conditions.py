@@ -149,6 +149,7 @@ CONDITIONS: tuple[Condition, ...] = (
         "the whole model; a probed step runs compiled too, and the graph hands out its attention",
         _INDUCTOR,
         applies=lambda variant: variant.kind == "sdpa",
+        tried_on=14,
         tapped=True,
         prepare=_INDUCTOR.whole,
     ),

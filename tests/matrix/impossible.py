@@ -20,6 +20,10 @@ IMPOSSIBLE: dict[tuple[str, str], str] = {
     ("gpt2-upcast-eager", "compile-fullgraph"): "it logs a warning in its forward pass, which breaks the graph",
     ("deepseek_v3-flex", "compile-fullgraph"): "dynamo fails on a size that depends on data, without the probe as well",
     ("sdpa-float-mask", "compile-tap"): _DECOMPOSED,
+    (
+        "sdpa-folded",
+        "compile-tap",
+    ): "heads and sequences share a dimension of its kernel; a warning says so, and probed steps run eagerly",
     ("t5-sdpa", "compile-tap"): _DECOMPOSED,
     ("timm-twins-fused", "compile-tap"): _DECOMPOSED,
     ("torchvision-swin", "lora"): _BYPASSED,
