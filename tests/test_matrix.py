@@ -16,7 +16,7 @@ from attnprobe.collect import Collector
 from attnprobe.errors import AttnProbeWarning
 from tests.matrix import identities, impossible
 from tests.matrix.cells import QUICK, QUICK_FLEX, all_variants, chosen, quick_cells
-from tests.matrix.check import Outcome, check
+from tests.matrix.check import Outcome, check, unlike
 from tests.matrix.condition import Condition
 from tests.matrix.conditions import CONDITIONS
 from tests.matrix.coverage import CANNOT, FAILS, HOLDS, markdown
@@ -54,6 +54,15 @@ def test_samples_hold_one_of_each_kind() -> None:
 
 
 # What the checker notices
+
+
+def test_records_of_a_compiled_step_are_compared_with_those_of_the_eager_step() -> None:
+    query, key, value, error = (torch.randn(2, 3, 5, 4) for _ in range(4))
+    eager = [AttentionRecord(value, query, key, error=error), AttentionRecord(key, value, query, error=value)]
+    assert unlike([replace(eager[1], scale=1.00001), eager[0]], eager) == []
+    assert len(unlike([replace(eager[0], error=1.1 * error), eager[1]], eager)) == 1
+    assert len(unlike([replace(eager[0], causal=True), eager[1]], eager)) == 1
+    assert unlike(eager[:1], eager) == ["1 records instead of 2"]
 
 
 class DrawsRandomNumbers(AttentionProbe):
