@@ -22,6 +22,7 @@ from tests.matrix.conditions import CONDITIONS
 from tests.matrix.coverage import CANNOT, FAILS, HOLDS, markdown
 from tests.matrix.torch_models import VARIANTS
 from tests.matrix.variant import Variant
+from tests.matrix.work import outcome_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries that build or copy a model
 
@@ -33,10 +34,8 @@ PLAIN = CONDITIONS[0]
     ("variant", "condition"), quick_cells(), ids=lambda part: part.name if isinstance(part, Variant | Condition) else ""
 )
 def test_cell(variant: Variant, condition: Condition) -> None:
-    outcome = check(variant, condition)
-    if condition.backend is not None:
-        torch._dynamo.reset()
-    assert impossible.mistakes(variant.name, condition.name, outcome) == []
+    names = variant.name, condition.name
+    assert impossible.mistakes(*names, outcome_of(names)) == []
 
 
 def test_names_are_unique() -> None:

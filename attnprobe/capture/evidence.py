@@ -57,9 +57,13 @@ def folded_heads(call: Call, entry: Entry) -> int | None:
     """
     if call.layout.ndim != 3 or not entry.heads:
         return None
-    batches = {size for _, shape in entry.inputs for size in shape[:-1]} - {entry.heads}
-    leads = {tuple(_folded_from(call.tensors.get(name))[:2]) for name in ("query", "key", "value")}
-    return entry.heads if any((batch, entry.heads) in leads for batch in batches) else None
+    leads = {_folded_from(call.tensors.get(name))[:2] for name in ("query", "key", "value")}
+    return entry.heads if any((batch, entry.heads) in leads for batch in _batches(entry) - {entry.heads}) else None
+
+
+def _batches(entry: Entry) -> set[int]:
+    """What the number of sequences may be, by the module's inputs."""
+    return {size for _, shape in entry.inputs for size in shape[:-1]}
 
 
 def _folded_from(tensor: Tensor | None) -> tuple[int, ...]:
@@ -75,5 +79,4 @@ def misplaced_heads(call: Call, entry: Entry) -> tuple[int, int] | None:
         return None
     if lead[-2] != entry.heads or lead[-1] == lead[-2]:
         return None
-    batches = {size for _, shape in entry.inputs for size in shape[:-1]}
-    return (len(lead) - 2, len(lead) - 1) if len(lead) == 3 or lead[-1] in batches else None
+    return (len(lead) - 2, len(lead) - 1) if len(lead) == 3 or lead[-1] in _batches(entry) else None

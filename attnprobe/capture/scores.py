@@ -45,8 +45,7 @@ def heads_of(known: int | None, tensor: Tensor) -> int | None:
 def _linear(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     tag = session.tags.get(args[0] if args else kwargs["input"])
     if isinstance(tag, Weights):
-        session.tags[result] = Altered(MIXED)
-        session.unmet.pop(tag.softmax, None)
+        mix(session, result, tag)
     elif not isinstance(tag, Scores):  # mixed scores of several heads are scores of unknown queries and keys
         project(session, result)
 
@@ -55,8 +54,13 @@ def _linear(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: dic
 def _mix(session: Session, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     tag = session.tags.get(args[0] if args else kwargs["input"])
     if isinstance(tag, Weights):
-        session.tags[result] = Altered(MIXED)
-        session.unmet.pop(tag.softmax, None)
+        mix(session, result, tag)
+
+
+def mix(session: Session, result: Tensor, weights: Weights) -> None:
+    """``result`` is made of the weights of several heads."""
+    session.tags[result] = Altered(MIXED)
+    session.unmet.pop(weights.softmax, None)
 
 
 def project(session: Session, result: Tensor) -> None:

@@ -337,6 +337,11 @@ class Session:
             self.problems.setdefault(module, exception)
 
 
+def _traced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call is of ``torch.fx``, which computes nothing."""
+    return any(isinstance(x, torch.fx.Proxy) for x in (*args, *kwargs.values()))
+
+
 class _Intercept(TorchFunctionMode):
     """Hands every torch function that has a handler to it."""
 
@@ -348,12 +353,10 @@ class _Intercept(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if any(isinstance(x, torch.fx.Proxy) for x in (*args, *kwargs.values())):
-            return func(*args, **kwargs)  # a trace
         session, name = self.session, getattr(func, "__name__", "")
         if name == "__get__":  # of a property, such as tensor.mT
             name = func.__self__.__name__
-        if not session.listens or session.watch.running.aside:
+        if not session.listens or session.watch.running.aside or _traced(args, kwargs):
             return func(*args, **kwargs)
         if name in AROUND:
             return AROUND[name](session, func, args, kwargs)

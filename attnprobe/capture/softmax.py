@@ -17,7 +17,7 @@ from attnprobe.capture.call import Call, Layout
 from attnprobe.capture.einsum import contracts, score_operands, value_operands
 from attnprobe.capture.hold import version_of
 from attnprobe.capture.registry import after
-from attnprobe.capture.scores import MIXED, fixed, heads_of, project
+from attnprobe.capture.scores import fixed, heads_of, mix, project
 from attnprobe.capture.tags import Altered, Projection, Scores, Weights, fitted, shrunk
 from attnprobe.capture.unseen import NESTED
 
@@ -81,8 +81,7 @@ def _contract(
     """Weights and values meet: the attention call is complete."""
     if fixed(value):  # a fixed dictionary, or a projection that leaves the keys what they are
         if tag.scores is not None and not contracts(equation, weights, tag.axis, swapped=swapped):
-            session.tags[output] = Altered(MIXED)
-            session.unmet.pop(tag.softmax, None)
+            mix(session, output, tag)
         return
     if tag.scores is None and (weights.shape[-2] == 1 or isinstance(session.tags.get(value), Scores)):
         return  # a soft gate over experts; linear attention, which multiplies keys and values first

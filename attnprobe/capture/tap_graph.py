@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -38,14 +38,7 @@ def site(node: Node | None) -> str:
 
 def site_before(node: Node) -> str:
     """The same, or that of the nearest operator before it that has one: operators that replaced others have none."""
-    todo, seen = [node], {node}
-    for current in todo:
-        if site(current):
-            return site(current)
-        new = [other for other in current.all_input_nodes if other not in seen]
-        todo += new
-        seen.update(new)
-    return ""
+    return next(filter(None, map(site, _upstream(node, until=()))), "")
 
 
 def same_tokens(query: Node, key: Node) -> bool | None:
@@ -60,8 +53,8 @@ def is_written_out(node: Node) -> bool:
         return True
     if name(node) not in ("bmm", "mm") or not isinstance(node.args[0], Node):
         return False
-    softmax = next((x for x in _until_products(node.args[0]) if _is_softmax(x)), None)
-    return softmax is not None and any(name(x) in ("bmm", "baddbmm") for x in _until_products(softmax))
+    softmax = next((x for x in _upstream(node.args[0]) if _is_softmax(x)), None)
+    return softmax is not None and any(name(x) in ("bmm", "baddbmm") for x in _upstream(softmax))
 
 
 def is_folded(kernel: Node) -> bool:
@@ -82,7 +75,7 @@ def _is_softmax(node: Node) -> bool:
 def _sources(node: Node) -> set[Any]:
     """The activations whose projections it is made of."""
     found = set()
-    for product in _until_products(node):
+    for product in _upstream(node):
         if name(product) in _PRODUCTS:
             source = product.args[1 if "add" in name(product) else 0]
             while isinstance(source, Node) and name(source) in _SAME_VALUES:
@@ -91,13 +84,12 @@ def _sources(node: Node) -> set[Any]:
     return found
 
 
-def _until_products(node: Node) -> Iterator[Node]:
-    """What a value is computed from, back to and including the nearest matrix products."""
+def _upstream(node: Node, until: Collection[str] = _PRODUCTS) -> Iterator[Node]:
+    """What a value is computed from, the nearest first, back to and including the operators ``until``."""
     todo, seen = [node], {node}
-    while todo:
-        current = todo.pop()
+    for current in todo:
         yield current
-        if name(current) not in _PRODUCTS:
+        if name(current) not in until:
             new = [other for other in current.all_input_nodes if other not in seen]
             todo += new
             seen.update(new)

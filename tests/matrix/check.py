@@ -81,7 +81,7 @@ def check(variant: Variant, condition: Condition, make_probe: MakeProbe = Attent
 
 def _compare(outcome: Outcome, cell: Cell, plain: History, make_probe: MakeProbe) -> None:
     condition, backend = cell.condition, cell.condition.backend
-    compiled = backend.graphs if backend else 0
+    graphs = backend.graphs if backend else 0
     records: list[AttentionRecord] = []
 
     def keep(record: AttentionRecord) -> tuple[Tensor, Tensor]:
@@ -101,7 +101,7 @@ def _compare(outcome: Outcome, cell: Cell, plain: History, make_probe: MakeProbe
         outcome.harm += different(_first_step(plain), _first_step(watched))
     else:
         outcome.harm += [*plain.problems, *watched.problems, *different(plain, watched)]
-    if backend and backend.graphs > compiled and not condition.tapped:
+    if backend and backend.graphs > graphs and not condition.tapped:
         outcome.harm.append("the probe made torch compile the model again")
     outcome.missed += _warnings(condition.warns, plain, watched)
     for reports, (_, rows) in zip(watched.reports, watched.watchers, strict=True):

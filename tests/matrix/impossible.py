@@ -9,6 +9,7 @@ from tests.matrix.check import Outcome
 _SINGLE = "where it hides padding its output becomes float32, which its next layer refuses"
 _BYPASSED = "it multiplies by its projection's weight without calling it, so that the adapter takes no part"
 _DECOMPOSED = "torch compiles its attention from single operations; a warning says so, and probed steps run eagerly"
+_FOLDED = "heads and sequences share a dimension of its kernel; a warning says so, and probed steps run eagerly"
 
 #: Patterns of a variant's and a condition's name -> why.
 IMPOSSIBLE: dict[tuple[str, str], str] = {
@@ -20,10 +21,7 @@ IMPOSSIBLE: dict[tuple[str, str], str] = {
     ("gpt2-upcast-eager", "compile-fullgraph"): "it logs a warning in its forward pass, which breaks the graph",
     ("deepseek_v3-flex", "compile-fullgraph"): "dynamo fails on a size that depends on data, without the probe as well",
     ("sdpa-float-mask", "compile-tap"): _DECOMPOSED,
-    (
-        "sdpa-folded",
-        "compile-tap",
-    ): "heads and sequences share a dimension of its kernel; a warning says so, and probed steps run eagerly",
+    ("sdpa-folded", "compile-tap"): _FOLDED,
     ("t5-sdpa", "compile-tap"): _DECOMPOSED,
     ("deepseek_v3-sdpa", "compile-tap"): _DECOMPOSED,
     ("timm-beit-fused", "compile-tap"): _DECOMPOSED,
