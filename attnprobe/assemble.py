@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from attnprobe.catalog import Statistic
+from attnprobe.extent import Extent
 from attnprobe.record import AttentionRecord
 from attnprobe.report import HeadMap
-from attnprobe.statistics.reduce import Partial, combine, finish, finish_residual, to_host
+from attnprobe.statistics.compiled import uncompiled
+from attnprobe.statistics.reduce import Partial, combine, finish, finish_error, finish_residual, to_host
 
 _PADDING = (
     "padding unknown: no mask for each sequence was seen, so every token that is seen counts; "
@@ -20,6 +22,9 @@ _NOT_SELF = "statistics of position are NaN, and queries that are padding count"
 #: Largest rms of sum alpha b - u.o, relative to rms|u| rms|o|, that rounding explains; TensorFloat-32 has 10 bits.
 _RESIDUAL = {torch.float64: 1e-8, torch.float32: 1e-4}
 _COARSE = 1e-2
+
+
+_EVERYTHING = Extent()
 
 
 @dataclass
@@ -34,10 +39,10 @@ class Measured:
     warnings: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, record: AttentionRecord, partial: Partial) -> Measured:
+    def of(cls, record: AttentionRecord, partial: Partial, extent: Extent = _EVERYTHING) -> Measured:
         exact = record.value.device.type == "cpu" or torch.get_float32_matmul_precision() == "highest"
         tolerance = _RESIDUAL.get(record.value.dtype, _COARSE) if exact else _COARSE
-        return cls(partial, record.shape[1], tolerance, notes=_notes(record))
+        return cls(partial, record.shape[1], tolerance, notes=_notes(record) + _sample_notes(record, extent))
 
 
 def _notes(record: AttentionRecord) -> list[str]:
@@ -67,6 +72,32 @@ def _notes(record: AttentionRecord) -> list[str]:
         per_sequence = record.mask.shape[0] > 1 or record.shape[0] == 1
     if not per_sequence and record.query_tokens is None and record.key_tokens is None:
         notes.append(_PADDING)
+    return notes
+
+
+def _sample_notes(record: AttentionRecord, extent: Extent) -> list[str]:
+    """What was left out on request, or done without."""
+    notes = []
+    queries = record.shape[3]
+    if extent.rows is not None and extent.rows < queries:
+        told = f"{extent.rows} of {queries} queries sampled: standard_errors says how far the estimates may be off, "
+        if extent.exact_routing:
+            told += "NaN there marks a maximum over the sample, a lower bound; routing statistics are exact"
+        else:
+            told += (
+                "NaN there marks a maximum over the sample, a lower bound; statistics of columns are NaN "
+                "(exact_routing=True measures them)"
+            )
+        notes.append(told + "; value_grad_norm is NaN")
+        if record.logits is not None or record.score_mod is not None or record.mask_mod is not None:
+            notes.append("padding is not looked for in a sample of these scores; probe.token_mask(mask) tells it")
+    if extent.sequences is not None and extent.sequences < record.shape[0]:
+        notes.append(f"the first {extent.sequences} of {record.shape[0]} sequences measured")
+    if extent.heads is not None:
+        notes.append(f"only heads {', '.join(map(str, extent.heads))} measured, statistics of the layer over them")
+    slow = uncompiled(record.value.device, record.value.dtype)
+    if slow:
+        notes.append(f"statistics in torch operations, which take longer, because {slow}")
     return notes
 
 
@@ -122,6 +153,12 @@ class Assembly:
             s.name: self._table({layer: finish(s, p) for layer, p in trusted.items()}, 1)[:, 0]
             for s in statistics
             if s.level == "layer"
+        }
+
+        self.standard_errors = {
+            s.name: self._table(errors, 1)[:, 0] if s.level == "layer" else self._table(errors)
+            for s in statistics
+            if (errors := {layer: e for layer, p in trusted.items() if (e := finish_error(s, p)) is not None})
         }
 
     def _table(self, values: dict[str, Tensor], width: int | None = None) -> Tensor:

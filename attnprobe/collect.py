@@ -16,6 +16,7 @@ from attnprobe.assemble import Assembly, Measured
 from attnprobe.capture.session import CHANGED, FROZEN, REPEATED, SILENT, UNRECORDED, Seen, Session
 from attnprobe.catalog import Statistic
 from attnprobe.errors import ConfigurationError
+from attnprobe.extent import Extent
 from attnprobe.record import AttentionRecord
 from attnprobe.reference import Reference
 from attnprobe.report import StepReport
@@ -31,6 +32,7 @@ NOTHING = (
     "kernels and functions called outside any module are not visible{only}"
 )
 EMPTY = "its input was empty"
+EVERYTHING = Extent()
 #: Why a call may be missing beside others of its module: a teacher pass, a micro-batch without a loss.
 _HARMLESS = {"", SILENT, FROZEN, UNRECORDED, REPEATED, CHANGED}
 EAGERLY = "Probed steps run eagerly from now on"
@@ -48,6 +50,7 @@ class Collector:
         grad_scaler: its ``get_scale()`` is what errors arrive multiplied by.
         forward_only: measure without a backward pass.
         include_frozen: measure calls that no gradient will reach without one.
+        extent: how much of each call to measure.
         tapped: let compiled graphs hand out their tensors, for as long as that works.
         strict: let exceptions of the probe itself through.
     """
@@ -63,6 +66,7 @@ class Collector:
         reference: Reference | None = None,
         forward_only: bool = False,
         include_frozen: bool = False,
+        extent: Extent = EVERYTHING,
         tapped: bool = False,
         strict: bool = False,
     ) -> None:
@@ -77,7 +81,8 @@ class Collector:
                 )
         self.grad_scaler, self.strict = grad_scaler, strict
         self.forward_only, self.include_frozen, self.tapped = forward_only, include_frozen, tapped
-        self.reference = reference
+        self.reference, self.extent = reference, extent
+        self._generators: dict[torch.device, torch.Generator] = {}  # never torch's own, which is the training's
         self.rows: list[str] = []  # layers in order of first sight
         self.repeated: set[str] = set()  # modules that were called more than once in a forward pass
         self.problems: dict[str, Exception] = {}
@@ -153,7 +158,7 @@ class Collector:
             results = [call.result for call in same if call.result is not None]
             besides = {call.reason for call in same} - _HARMLESS if results else ()
             warnings += [f"{layer}: of its calls one is not measured: {reason}" for reason in sorted(besides)]
-            reasons[layer] = _reason(same) or ("" if results else EMPTY)
+            reasons[layer] = _reason(same) or ("" if results else self._empty())
             if not reasons[layer]:
                 measured[layer] = results
         warnings += [f"{layer}: {reason}" for layer, reason in reasons.items() if reason]
@@ -171,6 +176,7 @@ class Collector:
             report.heads,
             report.statistics,
             report.layer,
+            report.standard_errors,
             report.residual,
             report.nonfinite,
             loss,
@@ -187,14 +193,21 @@ class Collector:
             if self._scale is None:  # not at the step's start, which may come before scaler.update()
                 self._scale = float(self.grad_scaler.get_scale())
             record = _rescaled(record, 1 / self._scale)
-        result = Measured.of(record, measure(record, self.builtin))
+        part, extent = self.extent.part(record), self.extent
+        if 0 in part.shape:
+            return None
+        device = record.value.device
+        generator = self._generators.setdefault(device, torch.Generator(device))
+        partial = measure(part, self.builtin, rows=extent.rows, exact_routing=extent.exact_routing, generator=generator)
+        result = Measured.of(record, partial, extent)
         tokens = self.session.tokens if self.session is not None else None
         if tokens is not None and record.query_tokens is None and record.key_tokens is None:
             batch, _, _, queries, keys = record.shape
             fits = f"[{batch}, {queries}]" + ("" if keys == queries else f" or [{batch}, {keys}]")
             result.warnings.append(f"token_mask has shape {[*tokens.shape]}, which is not {fits}: it is not used")
         for statistic in self.own:
-            self._measure_own(statistic, record, result.partial)
+            self._measure_own(statistic, part, result.partial)
+        result.partial = extent.whole(result.partial, record.shape[1])
         for head in range(record.shape[1]):
             names = (module, f"{module}:{head}")
             matching = [p for p in self.maps if any(fnmatch.fnmatchcase(name, p) for name in names)]
@@ -230,6 +243,10 @@ class Collector:
             self.broken["displacement on the reference batch"] = error
             self.reference = None
             return {}
+
+    def _empty(self) -> str:
+        heads = self.extent.heads
+        return EMPTY if heads is None else f"{EMPTY}, or it has none of the heads {', '.join(map(str, heads))}"
 
     def _nothing(self) -> str:
         """Why there was no call to measure."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attnprobe.alarms import DEFAULT_ALARMS, AlarmRule, resolve
 from attnprobe.catalog import Statistic, select
+from attnprobe.extent import Extent
 from attnprobe.probe import AttentionProbe, Names, check_options, writer_list
 from attnprobe.report import StepReport
 from attnprobe.writers.aggregates import aggregates
@@ -53,8 +54,8 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
 
     Args:
         every_n_steps: distance between probes, in optimizer steps.
-        layers, statistics, maps, alarms, uninformed_loss, reference_batch, include_frozen, compiled, strict: as for
-            ``AttentionProbe``.
+        layers, statistics, maps, alarms, uninformed_loss, reference_batch, include_frozen, rows, exact_routing, heads,
+            sequences, compiled, strict: as for ``AttentionProbe``.
         writers: further writers, besides the trainer's loggers.
         action: what a new alarm does: ``"record"`` it, ``"warn"``, or ``"stop"`` the training cleanly.
 
@@ -78,11 +79,16 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
         uninformed_loss: float | None = None,
         reference_batch: Any = None,
         include_frozen: bool = False,
+        rows: int | None = None,
+        exact_routing: bool = False,
+        heads: Iterable[int] | None = None,
+        sequences: int | None = None,
         compiled: Literal["eager", "tap"] = "eager",
         strict: bool = False,
     ) -> None:
         super().__init__()
         check_options(every_n_steps, action)
+        Extent.of(rows, exact_routing, heads, sequences)
         self.writers = writer_list(writers)
         self._options: dict[str, Any] = {
             "every_n_steps": every_n_steps,
@@ -94,6 +100,10 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
             "uninformed_loss": uninformed_loss,
             "reference_batch": reference_batch,
             "include_frozen": include_frozen,
+            "rows": rows,
+            "exact_routing": exact_routing,
+            "heads": heads,
+            "sequences": sequences,
             "compiled": compiled,
             "strict": strict,
         }

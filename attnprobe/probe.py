@@ -26,6 +26,7 @@ from attnprobe.errors import (
     NoAttentionError,
     UnknownNameError,
 )
+from attnprobe.extent import Extent
 from attnprobe.preserve import preserved
 from attnprobe.reference import REFERENCE_STATISTICS, Reference
 from attnprobe.report import StepReport
@@ -60,6 +61,12 @@ class AttentionProbe:
             ``attention_displacement`` and ``value_displacement`` since the probe before: a tensor, tuple or
             mapping for ``model(...)``, or a function that runs the forward pass.
         include_frozen: measure the routing of layers that no gradient reaches; the rest is NaN there.
+        rows: measure so many queries of each sequence, drawn by chance, where it has more: the cost then grows with
+            the length of a sequence, not with its square, and ``report.standard_errors`` says how far estimates may
+            be off.
+        exact_routing: with ``rows``, take all queries for the statistics that need no error signal.
+        heads: measure only the heads of these numbers, in every layer.
+        sequences: measure only so many sequences of a batch, from the first.
         compiled: how a compiled model is watched: ``"eager"`` runs probed steps without compiled code, ``"tap"`` lets
             what is compiled from now on hand out its tensors, so that it trains bit for bit as without a probe. Where
             that does not work, a warning says why, and probed steps run eagerly.
@@ -84,6 +91,10 @@ class AttentionProbe:
         uninformed_loss: float | None = None,
         reference_batch: Any = None,
         include_frozen: bool = False,
+        rows: int | None = None,
+        exact_routing: bool = False,
+        heads: Iterable[int] | None = None,
+        sequences: int | None = None,
         compiled: Literal["eager", "tap"] = "eager",
         strict: bool = False,
     ) -> None:
@@ -111,6 +122,7 @@ class AttentionProbe:
             grad_scaler=grad_scaler,
             reference=None if reference_batch is None else Reference(model, reference_batch, watched),
             include_frozen=include_frozen,
+            extent=Extent.of(rows, exact_routing, heads, sequences),
             tapped=compiled == "tap",
             strict=strict,
         )
@@ -181,7 +193,9 @@ class AttentionProbe:
         """
         training = self._collector
         statistics = [*training.builtin, *training.own]
-        collector = Collector(self.model, statistics, training.layers, training.maps, forward_only=True)
+        collector = Collector(
+            self.model, statistics, training.layers, training.maps, extent=training.extent, forward_only=True
+        )
         with apart(self.model), preserved(self.model), _capturing(collector), torch.no_grad():
             self._collector = collector  # for token_mask() and paused() inside the closure
             try:
@@ -317,13 +331,17 @@ def analyze(
     statistics: str | Statistic | Iterable[str | Statistic] = "all",
     maps: Names = (),
     alarms: AlarmRule | str | Iterable[AlarmRule | str] = (),
+    rows: int | None = None,
+    exact_routing: bool = False,
+    heads: Iterable[int] | None = None,
+    sequences: int | None = None,
 ) -> StepReport:
     """Every head's statistics on one batch; afterwards the model is as it was.
 
     Args:
         model: the model that the closure runs.
         closure: runs the forward pass and either returns the loss or calls ``backward`` itself.
-        layers, statistics, maps, alarms: as for ``AttentionProbe``.
+        layers, statistics, maps, alarms, rows, exact_routing, heads, sequences: as for ``AttentionProbe``.
 
     Returns:
         The report; the model's gradients and buffers, torch's random state and the training mode are as before.
@@ -333,9 +351,9 @@ def analyze(
         NoAttentionError: no softmax attention was seen.
         InvalidStepError: attention was seen, but could not be measured; the message says why.
     """
-    collector = Collector(
-        model, select(statistics), patterns(model, "layers", layers), patterns(model, "maps", maps), strict=True
-    )
+    extent = Extent.of(rows, exact_routing, heads, sequences)
+    watched, pictured = patterns(model, "layers", layers), patterns(model, "maps", maps)
+    collector = Collector(model, select(statistics), watched, pictured, extent=extent, strict=True)
     engine = AlarmEngine(resolve(alarms), strict=True)
     with apart(model), preserved(model), _capturing(collector) as session, torch.enable_grad():
         loss = closure()

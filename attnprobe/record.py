@@ -46,10 +46,12 @@ class AttentionRecord:
         score_mod: as in FlexAttention, ``score_mod(score, b, h, q_idx, kv_idx)`` is the score of a
             pair (``h`` the query head); -inf, or anything down from -1e4, hides the pair.
         mask_mod: as in FlexAttention, ``mask_mod(b, h, q_idx, kv_idx)`` says whether a pair is visible.
+        logsumexp: ``[B, H, T]``, log-sum-exp of the scores, in nats, as the kernel left it; None where unknown.
         lse_error: ``dL/d lse``, ``[B, H, T]``, of the log-sum-exp of the scores, where the kernel
             returned it and the model used it; None or 0 where only ``output`` was used.
         self_attention: True if queries and keys are the same tokens, False for
             cross-attention, None where that is unknown.
+        positions: ``[B, T]``, where each query stands among the keys, ascending; None if it is its index.
         query_tokens: ``[B, T]`` boolean, True = real token, given by the user; None = derive.
         key_tokens: ``[B, S]`` boolean, True = real token, given by the user; None = derive.
     """
@@ -68,7 +70,9 @@ class AttentionRecord:
     sink: Tensor | None = None
     score_mod: ScoreMod | None = None
     mask_mod: MaskMod | None = None
+    logsumexp: Tensor | None = None
     lse_error: Tensor | None = None
+    positions: Tensor | None = None
     self_attention: bool | None = None
     query_tokens: Tensor | None = None
     key_tokens: Tensor | None = None
@@ -80,7 +84,8 @@ class AttentionRecord:
             raise ValueError("score_mod and mask_mod are for scores of query and key; logits have them already")
         if self.kept is not None and self.dropout <= 0:
             raise ValueError("kept says which weights survived dropout, so dropout must be above 0")
-        for name, tensor, dims in (("kept", self.kept, 4), ("sink", self.sink, 3), ("lse_error", self.lse_error, 3)):
+        for name, dims in (("kept", 4), ("sink", 3), ("lse_error", 3), ("logsumexp", 3)):
+            tensor = getattr(self, name)
             if tensor is not None and [*tensor.shape] != self._score_shape[:dims]:
                 raise ValueError(f"{name} has shape {[*tensor.shape]} instead of {self._score_shape[:dims]}")
 

@@ -90,6 +90,8 @@ class StepReport:
         statistics: name -> ``[L, H]`` float64 on the CPU, NaN where a layer has fewer heads or
             the value could not be measured.
         layer: name -> ``[L]`` for the layer-level statistics.
+        standard_errors: where rows were sampled, name -> of the estimate: ``[L, H]``, or ``[L]`` for the layer level.
+            NaN throughout means a maximum over the sampled rows, a lower bound. What is not in it is exact.
         residual: ``[L, H]``, rms of ``sum_j alpha_ij b_ij - u_i . o_i`` relative to
             rms|u| rms|o|: what the capture did not understand (NaN: could not be checked).
         nonfinite: ``"query" | "key" | "value" | "error"`` -> ``[L, H]``, how many elements were NaN or Inf;
@@ -107,6 +109,7 @@ class StepReport:
     heads: tuple[int, ...] = ()
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     layer: Mapping[str, Tensor] = field(default_factory=dict)
+    standard_errors: Mapping[str, Tensor] = field(default_factory=dict)
     residual: Tensor | None = None
     nonfinite: Mapping[str, Tensor] = field(default_factory=dict)
     loss: float = math.nan

@@ -71,7 +71,7 @@ class Layout:
         batch, heads = parts[model].shape[:2]
         for name in parts.keys() - {"mask"}:
             parts[name] = parts[name].expand(batch, -1 if name in ("key", "value") else heads, -1, -1)
-        for name in parts.keys() & {"sink", "lse_error"}:
+        for name in parts.keys() & {"sink", "lse_error", "logsumexp"}:
             parts[name] = parts[name].expand(-1, -1, parts[model].shape[2], -1)[..., 0]
         record = AttentionRecord(**parts, **self.facts)
         if record.self_attention is None and _reads_backwards(record):
@@ -97,6 +97,7 @@ class Call:
             ``dropped``, the weights before and after dropout.
         layout: how to read them.
         intact: whether they still are what the attention used.
+        leaves_lse: whether the node of the autograd graph that made the output keeps the log-sum-exp of the scores.
         lse: the log-sum-exp of the scores, where the kernel hands it out and a gradient may come back that way;
             ``lse_unit`` is the unit that it is in, in nats.
     """
@@ -105,6 +106,7 @@ class Call:
     tensors: Mapping[str, Tensor]
     layout: Layout = field(default_factory=lambda: Layout({}, 4))
     intact: bool = True
+    leaves_lse: bool = False
     lse: Tensor | None = None
     lse_unit: float = 1.0
 

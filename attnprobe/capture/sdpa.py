@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnprobe.capture.call import Call, Layout
+from attnprobe.capture.kernel_lse import keeps_lse
 from attnprobe.capture.registry import around
 from attnprobe.capture.unseen import NESTED
 
@@ -73,7 +74,7 @@ def _call(
     }
     options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     replay = None if random is None else _Replay(random, options)
-    return Call(output, tensors, Layout(facts, query.ndim, replay=replay))
+    return Call(output, tensors, Layout(facts, query.ndim, replay=replay), leaves_lse=keeps_lse(output))
 
 
 def _random_state(device: torch.device) -> Tensor:

@@ -23,6 +23,7 @@ from attnprobe.capture.call import Call, Layout
 from attnprobe.capture.eager import force_eager, release
 from attnprobe.capture.evidence import folded_heads, misplaced_heads, same_tokens
 from attnprobe.capture.hold import Held
+from attnprobe.capture.kernel_lse import kept_lse
 from attnprobe.capture.modules import Entry, Position, Watch
 from attnprobe.capture.nodes import Graph, kernel_around
 from attnprobe.capture.registry import AFTER, AROUND, After
@@ -247,7 +248,8 @@ class Session:
         if call.lse is not None and call.lse.requires_grad:
             unit = call.lse_unit  # not the call, whose tensors must not be held here
             call.lse.register_hook(lambda error: None if error is None else through.append(error.detach() / unit))
-        call.output.register_hook(lambda error: self._arrived(seen, layout, held, output, error, through))
+        kept = call.leaves_lse
+        call.output.register_hook(lambda error: self._arrived(seen, layout, held, output, error, through, kept))
 
     def _opaque(self, name: str, module: nn.Module) -> None:
         """A module that runs where nothing can be seen."""
@@ -285,7 +287,7 @@ class Session:
                 handler(self, result, args, kwargs)
 
     def _arrived(
-        self, seen: Seen, layout: Layout, held: Held, output: Held, error: Tensor, through: list[Tensor]
+        self, seen: Seen, layout: Layout, held: Held, output: Held, error: Tensor, through: list[Tensor], kept: bool
     ) -> None:
         self._owed.discard(held)
         if not self.live:
@@ -305,6 +307,8 @@ class Session:
                 return
             if through:
                 tensors["lse_error"] = through.pop()[..., None]
+            if kept and (lse := kept_lse(error)) is not None:
+                tensors["logsumexp"] = lse[..., None]
             # An output that was changed in place the statistics compute again.
             self._deliver(seen, layout, tensors | (output.release() or {}), error.detach())
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from attnprobe.record import AttentionRecord
 from attnprobe.report import HeadMap
+from attnprobe.statistics.row_pass import first_pass, log_sum_exp
 from attnprobe.statistics.scores import Scores
-from attnprobe.statistics.streaming import context, log_sum_exp
+from attnprobe.statistics.streaming import context
+from attnprobe.statistics.subset import some_heads
 
 SIZE = 64
 VECTORS = 1000
@@ -21,8 +20,8 @@ VECTORS = 1000
 def head_map(layer: str, head: int, record: AttentionRecord) -> HeadMap:
     """Attention, compatibility and advantage of one head on the batch's first sequence, and its values."""
     with torch.autocast(record.value.device.type, enabled=False):
-        one = _single(record, head)
-        scores = Scores(one)
+        one = some_heads(record, [head], 1)
+        scores, _, logsumexp = first_pass(one)
         value = one.value[0, 0].to(scores.dtype)
         error = None if one.error is None else one.error[0, 0].to(scores.dtype)
         expected = None if error is None else (error * context(one)[0, 0]).sum(-1)
@@ -30,12 +29,12 @@ def head_map(layer: str, head: int, record: AttentionRecord) -> HeadMap:
             expected -= one.lse_error[0, 0]
         pool_rows, pool_columns = _pooling(scores.queries, scores), _pooling(scores.keys, scores)
         sums = torch.zeros(4, len(pool_rows), len(pool_columns), dtype=scores.dtype, device=scores.device)
+        shift = (log_sum_exp(scores) if logsumexp is None else logsumexp)[0]
         for items in scores.chunks():
-            logsumexp = log_sum_exp(scores, items)[0]
             for rows, columns in scores.tiles():
                 tile, visible = scores.tile(items, rows, columns)
-                seen = torch.ones_like(tile[0]) if visible is None else visible[0]
-                pictures = [seen, (tile[0] - logsumexp[rows, None]).exp2() * seen]
+                seen = torch.ones_like(tile[0]) if visible is None else visible[0].to(tile.dtype)
+                pictures = [seen, (tile[0] - shift[rows, None]).exp2() * seen]
                 if error is not None and expected is not None:
                     compatibility = error[rows] @ value[columns].mT
                     dropout = scores.dropout(items, rows, columns)
@@ -60,36 +59,3 @@ def _pooling(length: int, scores: Scores) -> Tensor:
     pixels = min(SIZE, length)
     position = torch.arange(length, device=scores.device) * pixels // length
     return (torch.arange(pixels, device=scores.device)[:, None] == position).to(scores.dtype)
-
-
-def _single(record: AttentionRecord, head: int) -> AttentionRecord:
-    """The record of one head of the first sequence."""
-    _, heads, groups, queries, keys = record.shape
-    group = head * groups // heads
-
-    def pick(tensor: Tensor | None, index: int) -> Tensor | None:
-        return None if tensor is None else tensor[:1, index : index + 1]
-
-    def for_head(modification: Callable[..., Tensor] | None) -> Callable[..., Tensor] | None:
-        if modification is None:
-            return None
-        return lambda *args: modification(*args[:-3], args[-3] + head, *args[-2:])  # [score,] b, h, q_idx, kv_idx
-
-    mask = record.mask
-    return replace(
-        record,
-        value=record.value[:1, group : group + 1],
-        query=pick(record.query, head),
-        key=pick(record.key, group),
-        logits=pick(record.logits, head),
-        output=pick(record.output, head),
-        error=pick(record.error, head),
-        mask=None if mask is None else mask.expand(record.shape[0], heads, queries, keys)[:1, head : head + 1],
-        kept=pick(record.kept, head),
-        sink=pick(record.sink, head),
-        score_mod=for_head(record.score_mod),
-        mask_mod=for_head(record.mask_mod),
-        lse_error=pick(record.lse_error, head),
-        query_tokens=None if record.query_tokens is None else record.query_tokens[:1],
-        key_tokens=None if record.key_tokens is None else record.key_tokens[:1],
-    )

@@ -8,6 +8,7 @@ micro-batches and ranks; ratios and roots are formed once, at the end. Keys and 
 - ``norm``: ``{name}.sum`` (of squares), ``{name}.count`` (rows) -> sqrt(sum), NaN without rows
 - ``max``: ``{name}.max`` (-inf where there was nothing)  -> NaN without anything
 - ``ratio``: from the sums of its parts
+- of a sample also ``{name}.yy``, ``.yc``, ``.cc``: variances and covariance of sum and count; for a maximum ``.bound``
 - ``diversity``: ``{name}.vector`` ``[H, E]``, ``{name}.count``
 - ``gram``: ``output.gram`` ``[H, H, E, E]``, ``output.vector`` ``[H, E]``, ``output.count``
 
@@ -85,6 +86,34 @@ def finish(statistic: Statistic, partial: Partial) -> Tensor:
         return torch.where(count >= 2, 1 - (resultant - count) / (count * (count - 1)), torch.nan)
     value = _mean(partial, name)
     return value.sqrt() if statistic.reduce == "root" else value
+
+
+def finish_error(statistic: Statistic, partial: Partial) -> Tensor | None:
+    """Standard error of ``finish``: NaN for the maximum over a sample, a lower bound; None where all was measured."""
+    name = "advantage_std" if statistic.reduce == "ratio" else statistic.name
+    if f"{name}.bound" in partial:
+        return torch.full_like(partial[f"{name}.bound"], torch.nan)
+    if f"{name}.yy" not in partial:
+        return None
+    if statistic.reduce == "ratio":
+        root = _mean(partial, name).sqrt()
+        return finish(statistic, partial) / root * _root_error(partial, name, root)
+    if statistic.reduce == "norm":
+        return partial[f"{name}.yy"].sqrt() / (2 * partial[f"{name}.sum"].sqrt())
+    if statistic.reduce == "root":
+        return _root_error(partial, name, _mean(partial, name).sqrt())
+    return _mean_error(partial, name)
+
+
+def _root_error(partial: Partial, name: str, root: Tensor) -> Tensor:
+    return _mean_error(partial, name) / (2 * root)
+
+
+def _mean_error(partial: Partial, name: str) -> Tensor:
+    """Of a ratio of two sums, linearised."""
+    mean = _mean(partial, name)
+    yy, yc, cc = (partial[f"{name}.{moment}"] for moment in ("yy", "yc", "cc"))
+    return (yy - 2 * mean * yc + mean.square() * cc).clamp(min=0).sqrt() / partial[f"{name}.count"]
 
 
 def _mean(partial: Partial, name: str) -> Tensor:

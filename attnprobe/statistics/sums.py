@@ -1,30 +1,17 @@
-"""What the two passes add up: vectors over rows ``[N, T]`` and over columns ``[N, S]``, ``N = B * H``."""
+"""What one record adds up to: vectors over rows ``[N, T]`` and over columns ``[N, S]``, ``N = B * H``.
+
+Scores, entropies and logarithms are in units of ln 2.
+"""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from attnprobe.statistics.scores import MASKED, Items, Scores
-
-_SINK, _SELF, _DISTANCE = {"sink_mass"}, {"self_mass"}, {"mean_distance"}
-_ALIGNMENT, _VALUE_GRADIENT = {"advantage_alignment"}, {"value_grad_norm"}
-
-
-@dataclass(frozen=True)
-class Block:
-    """Weights of some items at some rows and columns; ``visible`` is 1 or 0, or None where all pairs are.
-
-    A learned sink is a block of one weight for each row, and of no columns.
-    """
-
-    index: slice
-    rows: slice
-    columns: slice
-    weights: Tensor
-    visible: Tensor | None
+from attnprobe.statistics.pair_sums import LARGEST, PairSums
+from attnprobe.statistics.scores import Items, Scores
+from attnprobe.statistics.vectors import Vectors
+from attnprobe.statistics.visibility import Visibility
 
 
 class _Vectors(dict[str, Tensor]):
@@ -39,133 +26,124 @@ class _Vectors(dict[str, Tensor]):
 
 
 class Sums:
-    """Accumulators of one record; ``row[name]`` is ``[N, T]``, ``column[name]`` ``[N, S]``, scores and
-    entropies are in units of ln 2."""
+    """Rows and keys that count, and what the passes over the tiles found.
 
-    def __init__(self, scores: Scores, names: set[str]) -> None:
-        self.scores, self.record, self.names = scores, scores.record, names
-        self.row, self.column = _Vectors(self._zeros(scores.queries)), _Vectors(self._zeros(scores.keys))
-        self.logsumexp, self.max_logit = self._zeros(scores.queries), self._zeros(scores.queries)
-        self.mean_logit, self.visible_keys = self._zeros(scores.queries), self._zeros(scores.queries)
-        self.seen = self._zeros(scores.keys).bool()
-        self.value_gradient: Tensor | None = None
-        if self.record.error is not None:
-            self.row["advantage_min"].fill_(torch.inf)
-            if names & _VALUE_GRADIENT:
-                shape = (scores.count, scores.keys, self.record.value.shape[-1])
-                self.value_gradient = torch.zeros(shape, dtype=scores.dtype, device=scores.device)
+    Attributes:
+        visible_keys: ``[N, T]``, n_i, with the learned sink where there is one.
+        rows: ``[N, T]``, queries that count.
+        choosing: ``[N, T]``, rows R that see at least two keys.
+        key_tokens, query_tokens: ``[B, S]``, ``[B, T]``, what is not padding.
+        complete: whether every row is known to count.
+        first_key: ``[N]``, the first key that is not padding.
+        shares: ``[N, T]``, 1 / n_i of the rows that count, 0 of the others.
+        kernel_lse: whether the log-sum-exp that the kernel left proved right.
+        row: by name ``[N, T]``; after ``finish``, sums over the weights.
+        value_gradient: ``[N]``, its squared Frobenius norm.
+        column: by name ``[N, S]``: ``mass`` sum of weights, ``rows`` that see the key, ``uniform`` sum of 1 / n_i.
+    """
 
-    def _zeros(self, size: int) -> Tensor:
-        return torch.zeros(self.scores.count, size, dtype=self.scores.dtype, device=self.scores.device)
+    def __init__(self, scores: Scores, visibility: Visibility) -> None:
+        self.scores, self.record, self.kernel_lse = scores, scores.record, False
+        self.visible_keys = self._pairs = visibility.number
+        if self.record.sink is not None:
+            self.visible_keys = self.visible_keys + (self.visible_keys > 0)
+        self._find_padding(visibility)
+        self.start()
+
+    def start(self) -> None:
+        """Forget what was added up."""
+        scores = self.scores
+        self.row, self.column = (
+            _Vectors(torch.zeros(scores.count, size, dtype=scores.dtype, device=scores.device))
+            for size in (scores.queries, scores.keys)
+        )
+        self.row["sink_score"].fill_(-LARGEST)
+        self.row["self_score"].fill_(-LARGEST)
+        self.value_gradient = torch.zeros(scores.count, dtype=torch.float64, device=scores.device)
+        self.vectors = Vectors(scores, self.rows, self.keys_seen, complete=self.complete)
 
     @property
     def self_attention(self) -> bool:
-        return self.record.self_attention is True and self.scores.queries == self.scores.keys
+        same = self.record.positions is not None or self.scores.queries == self.scores.keys
+        return self.record.self_attention is True and same
 
-    def add_scores(self, items: Items, logsumexp: Tensor, largest: Tensor, mean: Tensor, number: Tensor) -> None:
-        """Keep what the first pass found, each ``[N, T]``."""
-        self.logsumexp[items.index], self.max_logit[items.index] = logsumexp, largest
-        self.mean_logit[items.index], self.visible_keys[items.index] = mean, number
-
-    def find_padding(self) -> None:
-        """Set ``keys_seen``, ``key_tokens`` ``[B, S]``, ``query_tokens`` ``[B, T]`` and ``rows`` ``[N, T]``."""
+    def _find_padding(self, visibility: Visibility) -> None:
         scores, record = self.scores, self.record
-        self.keys_seen = self.seen.unflatten(0, (scores.batch, scores.heads)).any(1)
+        self.keys_seen = visibility.seen
         keys, queries = record.key_tokens, record.query_tokens
-        if self.self_attention:
+        derived = keys is None and queries is None
+        if self.self_attention and record.positions is None:
             keys, queries = (queries if keys is None else keys), (keys if queries is None else queries)
         self.key_tokens = self.keys_seen if keys is None else keys.to(scores.device, torch.bool)
         if queries is not None:
             self.query_tokens = queries.to(scores.device, torch.bool)
-        elif self.self_attention:
+        elif self.self_attention and record.positions is None:
             self.query_tokens = self.key_tokens
         else:
             self.query_tokens = torch.ones(scores.batch, scores.queries, dtype=torch.bool, device=scores.device)
         self.rows = self.query_tokens.repeat_interleave(scores.heads, 0) & (self.visible_keys > 0)
-        self.complete = bool(self.rows.all())
+        # Without masks every row of self-attention counts, and known without asking the device.
+        self.complete = derived and scores.plain and not (scores.causal and scores.keys > scores.queries)
         self.first_key = self.key_tokens.int().argmax(-1).repeat_interleave(scores.heads)
+        self.choosing = self.rows & (self.visible_keys >= 2)
+        self.shares = torch.where(self.rows, 1 / self.visible_keys, 0)
 
-    def vectors(self, items: Items) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Values ``[N, S, E]``, errors ``[N, T, E]`` and ``u . o`` ``[N, T]`` of the items.
+    def look_up(self, items: Items) -> None:
+        """Two scores of each row, its own and the first key's, of a record without masks: no tile is needed."""
+        query, key = items.query, items.key
+        assert query is not None
+        assert key is not None
+        first = self.first_key[items.index, None, None]
+        found = (query @ key.gather(1, first.expand(-1, 1, key.shape[-1])).mT)[..., 0]
+        seen = self.scores.limit[items.index] > first[..., 0]
+        self.row["sink_score"][items.index] = torch.where(seen, found, -LARGEST)
+        if self.self_attention:
+            if self.record.positions is not None:
+                own = self.scores.positions[items.batches].repeat_interleave(items.number, 0)
+                key = key.gather(1, own[..., None].expand(-1, -1, key.shape[-1]))
+            self.row["self_score"][items.index] = (query * key).sum(-1)
 
-        Keys that no query sees and rows that do not count are zeroed: whatever garbage padding holds,
-        it must not reach the sums through ``0 * NaN``.
+    def find_landmarks(self, logsumexp: Tensor) -> None:
+        """The weights of these scores, for the whole record."""
+        for items in self.scores.large_chunks():
+            self.look_up(items)
+        for name in ("sink", "self"):
+            self.row[f"{name}_mass"] = (self.row[f"{name}_score"] - logsumexp).exp2()
+
+    def count_readers(self) -> None:
+        """Which rows could read each column, of a record without masks."""
+        alike = slice(0, 1) if self.complete else slice(None)
+        limit = self.scores.limit[alike].long()
+        for name, each in (("rows", self.rows[alike]), ("uniform", self.shares[alike])):
+            by_limit = torch.zeros(len(limit), self.scores.keys + 1, dtype=torch.float64, device=limit.device)
+            by_limit.scatter_add_(1, limit, each.double())
+            read = by_limit.flip(1).cumsum(1).flip(1)[:, 1:]
+            self.column[name] = read.to(self.scores.dtype).expand(self.scores.count, -1)
+
+    def finish(self, pairs: PairSums) -> None:
+        """Turn sums over ``p = 2^(s - shift)`` into sums over the weights ``p / sum p``, and c into what sums to 0.
+
+        What the log-sum-exp missed is made good here, and what ``u . o`` misses of E is kept as ``drift``.
         """
-        take, record = self.scores.take, self.record
-        value = take(record.value, items.batch, items.head)
-        value = value.masked_fill(~self.keys_seen[items.batch][..., None], 0)
-        if record.error is None:
-            return value, None, None
-        outside = ~self.rows[items.index][..., None]
-        error = take(record.error, items.batch, items.head).masked_fill(outside, 0)
-        output = take(record.output, items.batch, items.head).masked_fill(outside, 0)
-        self.row["u.o"][items.index] = centre = (error * output).sum(-1)
-        return value, error, centre
-
-    def add_routing(self, block: Block, log_weights: Tensor) -> None:
-        """Entropy, concentration, column usage, sink, self and distance of one block."""
-        self.add_spread(block, log_weights)
-        index, rows, columns, weights = block.index, block.rows, block.columns, block.weights
-        counts = self.rows[index, rows].to(weights.dtype)
-        shares = torch.where(counts > 0, counts / self.visible_keys[index, rows], 0)
-        both = torch.stack([counts, shares], 1)
-        seen = both.sum(-1, keepdim=True) if block.visible is None else both @ block.visible.expand_as(weights)
-        self.column["rows"][index, columns] += seen[:, 0]
-        self.column["uniform"][index, columns] += seen[:, 1]
-        self.column["mass"][index, columns] += weights.sum(-2)
-        if self.names & _SINK:
-            self._add_sink(block)
-        if self.self_attention and self.names & _SELF:
-            first, last = max(rows.start, columns.start), min(rows.stop, columns.stop)
-            if first < last:
-                inner = weights[:, first - rows.start : last - rows.start, first - columns.start : last - columns.start]
-                self.row["self_mass"][index, first:last] = inner.diagonal(dim1=1, dim2=2)
-        if self.self_attention and self.names & _DISTANCE:
-            i, j = (torch.arange(s.start, s.stop, device=weights.device, dtype=weights.dtype) for s in (rows, columns))
-            self.row["distance"][index, rows] += (weights * (i[:, None] - j).abs()).sum(-1)
-
-    def add_spread(self, block: Block, log_weights: Tensor) -> None:
-        """Entropy and concentration of one block."""
-        self.row["entropy"][block.index, block.rows] -= (block.weights * log_weights).sum(-1)
-        self.row["concentration"][block.index, block.rows] += block.weights.square().sum(-1)
-
-    def _add_sink(self, block: Block) -> None:
-        """Attention sink: weight on the first token of each sequence, and whether the row sees it."""
-        first, start = self.first_key[block.index], block.columns.start
-        inside = ((first >= start) & (first < block.columns.stop))[:, None]
-        where = (first - start).clamp(0, block.weights.shape[-1] - 1)[:, None, None]
-        where = where.expand(-1, block.weights.shape[1], 1)
-        self.row["sink_mass"][block.index, block.rows] += block.weights.gather(2, where)[..., 0] * inside
-        sees = inside.to(block.weights.dtype)
-        if block.visible is not None:
-            sees = sees * block.visible.expand_as(block.weights).gather(2, where)[..., 0]
-        self.row["sees_sink"][block.index, block.rows] += sees
-
-    def add_value_gradient(self, block: Block, error: Tensor, dropout: Tensor | None) -> None:
-        if self.value_gradient is not None:
-            weights = block.weights if dropout is None else block.weights * dropout
-            self.value_gradient[block.index, block.columns] += weights.mT @ error
-
-    def add_advantages(self, block: Block, centred: Tensor) -> None:
-        """Sums over keys of ``c_ij = b_ij - u_i . o_i``, which is ``b_ij - E_i`` up to rounding or unknown dropout."""
-        index, rows, weights, visible = block.index, block.rows, block.weights, block.visible
-        lowest = (centred if visible is None else centred + (visible - 1).mul_(MASKED)).amin(-1)
-        self.row["advantage_min"][index, rows] = torch.minimum(self.row["advantage_min"][index, rows], lowest)
-        if self.names & _ALIGNMENT:
-            self._add_alignment(block, centred if visible is None else centred * visible)
-        weighted = weights * centred
-        self.row["pc"][index, rows] += weighted.sum(-1)
-        self.row["pcc"][index, rows] += (weighted * centred).sum(-1)
-        self.row["ppc"][index, rows] += (weighted * weights).sum(-1)
-        self.row["ppcc"][index, rows] += weighted.square().sum(-1)
-
-    def _add_alignment(self, block: Block, centred: Tensor) -> None:
-        """Moments for the correlation over visible keys of weight and compatibility."""
-        index, rows, visible = block.index, block.rows, block.visible
-        excess = block.weights - 1 / self.visible_keys[index, rows, None]
-        if visible is not None:
-            excess *= visible
-        self.row["c"][index, rows] += centred.sum(-1)
-        self.row["cc"][index, rows] += centred.square().sum(-1)
-        self.row["ee"][index, rows] += excess.square().sum(-1)
-        self.row["ec"][index, rows] += (excess * centred).sum(-1)
+        pair, mass, shift = pairs.row, pairs.row["mass"], pairs.shift
+        off = 1 - 1 / mass
+        self.column["mass"] = pairs.usage
+        self.row |= {
+            "entropy": mass.log2() - pair["plogp"] / mass,
+            "concentration": pair["square"] / mass.square(),
+            "max_weight": (pair["max_score"] - shift).exp2() / mass,
+            "max_logit": pair["max_score"],
+            "logit_spread": pair["max_score"] - pair["scores"] / self._pairs,
+            "drift": pair["pc"] / mass,
+            "pcc": pair["pcc"] / mass,
+            "ppc": pair["ppc"] / mass.square(),
+            "ppcc": pair["ppcc"] / mass.square(),
+            "min_c": pair["min_c"],
+            "c": pair["c"],
+            "cc": pair["cc"],
+            "ee": pair["ee"] + off * (off * pair["square"] - 2 * (pair["square"] - pairs.share * mass)),
+            "ec": pair["ec"] - off * pair["pc"],
+            "distance": pair["distance"] / mass,
+            "self_mass": (self.row["self_score"] - shift).exp2() / mass,
+            "sink_mass": (self.row["sink_score"] - shift).exp2() / mass,
+        }

@@ -2,7 +2,8 @@
 
 Keys of a line (schema 1): ``schema``, ``kind`` (``"probe"``), ``time`` (Unix seconds), ``step``, ``loss``, ``valid``,
 ``invalid``, ``layers``, ``heads``, ``statistics`` (name -> per layer a list of one number per head),
-``layer_statistics`` (name -> one number per layer), ``residual`` (as a statistic, null where not measured),
+``layer_statistics`` (name -> one number per layer), ``standard_errors`` (of estimates, as the statistics; null for
+a lower bound; empty where all is exact), ``residual`` (as a statistic, null where not measured),
 ``nonfinite`` (as statistics; only the kinds with a count above zero), ``warnings``, ``notes``, ``alarms``.
 A number that is NaN is null; infinities are the strings ``"inf"`` and ``"-inf"``. Maps are not in it.
 """
@@ -84,6 +85,10 @@ def to_dict(report: StepReport) -> dict[str, Any]:
         "heads": report.heads,
         "statistics": {name: ragged(values) for name, values in report.statistics.items()},
         "layer_statistics": report.layer,
+        "standard_errors": {
+            name: ragged(values) if name in report.statistics else values
+            for name, values in report.standard_errors.items()
+        },
         "residual": None if report.residual is None else ragged(report.residual),
         "nonfinite": {kind: ragged(counts) for kind, counts in report.nonfinite.items() if bool((counts > 0).any())},
         "warnings": report.warnings,

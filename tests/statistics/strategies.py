@@ -26,7 +26,7 @@ def reproducible(examples: int) -> settings:
         derandomize=True,
         deadline=None,
         database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
     )
 
 
@@ -90,6 +90,7 @@ def examples(draw: st.DrawFn, dtype: torch.dtype = torch.float32, min_batch: int
     choices = scores.masked_fill(~visible, -torch.inf)
     if "sink" in extensions:
         choices = torch.cat([choices, extensions["sink"].double()[..., None]], -1)
+    logsumexp = _logsumexp(draw, generator, choices) if record.logits is None and "sink" not in extensions else None
     weights = choices.softmax(-1)[..., :keys].where(visible, 0)
     if "kept" in extensions:
         weights = weights * extensions["kept"] / (1 - extensions["dropout"])
@@ -100,10 +101,20 @@ def examples(draw: st.DrawFn, dtype: torch.dtype = torch.float32, min_batch: int
         record,
         output=output.to(dtype) if draw(st.integers(0, 5)) else None,
         error=error if draw(st.integers(0, 9)) else None,
+        logsumexp=logsumexp,
         **extensions,
         **_tokens(draw, generator, padding, (batch, queries, keys)),
     )
     return Example(record, visible)
+
+
+def _logsumexp(draw: st.DrawFn, generator: torch.Generator, scores: Tensor) -> Tensor | None:
+    """As a kernel leaves it, 0 where a row sees nothing, or none, or a wrong one."""
+    kind = draw(st.sampled_from(["none", "right", "right", "wrong"]))
+    exact = scores.logsumexp(-1).nan_to_num(0, 0, 0)
+    if kind == "wrong":
+        exact = exact + torch.randn(exact.shape, generator=generator, dtype=torch.float64)
+    return None if kind == "none" else exact.float()
 
 
 def records(dtype: torch.dtype = torch.float32, min_batch: int = 1) -> st.SearchStrategy[AttentionRecord]:
@@ -133,6 +144,7 @@ def batch_slice(record: AttentionRecord, items: slice) -> AttentionRecord:
         key=cut(record.key),
         output=cut(record.output),
         error=cut(record.error),
+        logsumexp=cut(record.logsumexp),
         logits=cut(record.logits),
         query_tokens=cut(record.query_tokens),
         key_tokens=cut(record.key_tokens),

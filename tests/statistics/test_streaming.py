@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnprobe.catalog import select
 from attnprobe.record import AttentionRecord
+from attnprobe.statistics.compiled import load
 from attnprobe.statistics.reduce import Partial, combine, finish
 from attnprobe.statistics.streaming import measure
 from tests.statistics.compare import NAMES, TOLERANCE, assert_close
@@ -28,6 +29,16 @@ def measured(record: AttentionRecord, names: tuple[str, ...] = NAMES) -> dict[st
     return finished(measure(record, select(names)), names)
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without a C compiler."""
+    if request.param == "torch":
+        monkeypatch.setenv("ATTNPROBE_COMPILED", "0")
+    elif load()[0] is None:
+        pytest.skip(load()[1])
+
+
+@pytest.mark.usefixtures("kernel")
 @reproducible(200)
 @given(records(torch.float32))
 def test_float32_agrees_with_the_reference(record: AttentionRecord) -> None:
@@ -118,6 +129,7 @@ EDGES = {
 }
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("record", EDGES.values(), ids=EDGES.keys())
 def test_edges(record: AttentionRecord, dtype: torch.dtype) -> None:
@@ -139,6 +151,7 @@ def long_record(queries: int, keys: int, heads: int = 1, **changes: Any) -> Atte
     return dataclasses.replace(record, **changes)
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize(
     ("queries", "keys", "changes"),
     [

@@ -1,0 +1,111 @@
+"""The pass over all weights: they meet the errors tile by tile, and sums over rows and columns remain."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attnprobe.statistics.compiled import compiled_tile
+from attnprobe.statistics.pair_sums import LARGEST, PairSums, Tile
+from attnprobe.statistics.scores import Items, Room, Scores, product
+from attnprobe.statistics.sums import Sums
+
+#: Statistics of pairs that no core statistic is made of.
+_EXTENDED = {"self_mass", "mean_distance", "advantage_alignment", "value_grad_norm"}
+#: How far the sum of a row's weights may be from 1.
+_CERTAIN = {torch.float32: 1e-5, torch.float64: 1e-13}
+
+
+class WeightPass:
+    """Adds one record up; ``run`` may be repeated with another log-sum-exp.
+
+    Args:
+        names: the statistics that are wanted.
+        lengths: whether the lengths of vectors are wanted too.
+    """
+
+    def __init__(self, scores: Scores, sums: Sums, names: set[str], *, lengths: bool = True) -> None:
+        self.scores, self.sums, self.record, self.lengths = scores, sums, scores.record, lengths
+        self.extended = bool(names & _EXTENDED)
+        self.wants_value_gradient = "value_grad_norm" in names
+        self._room = Room()
+
+    def run(self, logsumexp: Tensor) -> None:
+        """Fill ``sums``; ``logsumexp`` ``[N, T]`` is over ln 2."""
+        scores, sums = self.scores, self.sums
+        sums.start()
+        vectors = sums.vectors
+        pairs = PairSums(
+            limit=scores.limit,
+            shift=logsumexp if sums.complete else torch.where(sums.rows, logsumexp, LARGEST),
+            centre=vectors.centre,
+            place=scores.positions.to(scores.dtype).repeat_interleave(scores.heads, 0),
+            share=sums.shares,
+            keys=scores.keys,
+            extended=self.extended,
+            compiled=compiled_tile(scores.device, scores.dtype),
+        )
+        for items in scores.large_chunks():
+            if self.lengths:
+                vectors.measure(items)
+            error, value = vectors.errors(items), vectors.values(items)
+            if scores.plain:
+                sums.look_up(items)
+            for inside, part in scores.parts(items):
+                self._sweep(part, None if error is None else error[inside], value[inside], pairs)
+            self._add_sink(items, pairs)
+        if scores.plain:
+            sums.count_readers()
+        self._farthest = torch.where(sums.rows, pairs.row["mass"] - 1, 0).abs().amax()
+        sums.finish(pairs)
+
+    @property
+    def certain(self) -> bool:
+        """Whether the weights of every row added up to 1: the log-sum-exp was that of these scores."""
+        return bool(self._farthest <= _CERTAIN[self.scores.dtype])
+
+    def _sweep(self, items: Items, error: Tensor | None, value: Tensor, pairs: PairSums) -> None:
+        scores = self.scores
+        gradient = None
+        if error is not None and self.wants_value_gradient:
+            gradient = torch.zeros(value.shape, dtype=value.dtype, device=value.device)
+        for rows, columns in scores.tiles():
+            tile, visible = scores.unlimited_tile(items, rows, columns)
+            if not scores.plain:
+                self._look_at(items, rows, columns, tile, visible)
+            dropout = scores.dropout(items, rows, columns)
+            compatibilities = None
+            if error is not None:
+                compatibilities = product(error[:, rows], value[:, columns], self._room)
+                if dropout is not None:
+                    compatibilities *= dropout
+            limited = scores.plain and scores.limited(rows, columns)
+            weights = pairs.add(Tile(items.index, rows, columns, tile, compatibilities, visible, limited))
+            if gradient is not None and error is not None:
+                weights = weights if dropout is None else weights * dropout
+                gradient[:, columns] += weights.mT @ error[:, rows]
+        if gradient is not None:
+            self.sums.value_gradient[items.index] = gradient.flatten(1).square().sum(-1, dtype=torch.float64)
+
+    def _add_sink(self, items: Items, pairs: PairSums) -> None:
+        """A learned sink: one key more, of value 0."""
+        sink = self.scores.sink(items)
+        if sink is not None:
+            pairs.add_key(items.index, sink, None if self.record.error is None else 0.0)
+
+    def _look_at(self, items: Items, rows: slice, columns: slice, tile: Tensor, visible: Tensor | None) -> None:
+        """The same from a tile, and how many rows see its columns."""
+        sums, scores, index = self.sums, self.scores, items.index
+        targets = {"sink_score": sums.first_key[index, None]}
+        if self.extended and sums.self_attention:
+            targets["self_score"] = scores.positions[items.batches, rows].repeat_interleave(items.number, 0)
+        for name, target in targets.items():
+            inside = (target >= columns.start) & (target < columns.stop)
+            where = (target - columns.start).clamp(0, tile.shape[-1] - 1).expand(-1, tile.shape[1])
+            picked = tile.gather(2, where[..., None])[..., 0]
+            score = sums.row[name][index, rows]
+            score.copy_(torch.where(inside, picked, score))
+        both = torch.stack([sums.rows[index, rows].to(tile.dtype), sums.shares[index, rows]], 1)
+        readers = both.sum(-1, keepdim=True) if visible is None else both @ visible.to(tile.dtype).expand_as(tile)
+        sums.column["rows"][index, columns] += readers[:, 0]
+        sums.column["uniform"][index, columns] += readers[:, 1]

@@ -1,0 +1,1 @@
+"""What attnprobe costs, measured: ``python -m benchmarks.run``."""
