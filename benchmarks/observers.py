@@ -54,10 +54,7 @@ def attnprobe(sizes: Sizes, tokens: int, statistics: str) -> Observer:
 
     def step() -> Observed:
         probe.begin()
-        loss = trainer.forward().loss
-        loss.backward()
-        trainer.update()
-        report = probe.step(loss)
+        report = probe.step(trainer.step())
         assert report is not None
         assert not report.invalid, report.invalid
         probe.discard()

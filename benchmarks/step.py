@@ -47,17 +47,14 @@ class Probed:
     def __call__(self) -> None:
         if self.due:
             self.probe.begin()
-        loss = self.trainer.forward().loss
-        loss.backward()
-        self.trainer.update()
-        report = self.probe.step(loss)
+        report = self.probe.step(self.trainer.step())
         assert (report is not None) == self.due
         if report is not None:
             assert not report.invalid, report.invalid
             self.probe.discard()
 
 
-def variants(trainer: Trainer) -> dict[str, tuple[str, Callable[[], None]]]:
+def variants(trainer: Trainer) -> dict[str, tuple[str, Callable[[], object]]]:
     """Kind -> (statistics, step), the loop without a probe first."""
     options: dict[str, tuple[str, dict[str, object]]] = {
         "core": (described("core"), {"statistics": "core"}),
@@ -66,7 +63,7 @@ def variants(trainer: Trainer) -> dict[str, tuple[str, Callable[[], None]]]:
     if accepts(AttentionProbe, "rows"):
         options["rows"] = (f"{described('core')} of {SAMPLED_ROWS} rows", {"rows": SAMPLED_ROWS})
     idle = postpone(silent_probe(trainer.model), 10**9)
-    found: dict[str, tuple[str, Callable[[], None]]] = {
+    found: dict[str, tuple[str, Callable[[], object]]] = {
         "bare": ("no probe", trainer.step),
         "idle": ("none: the probe is not due", Probed(trainer, idle, due=False)),
     }
@@ -111,10 +108,7 @@ def probed_run(trainer: Trainer, probe: AttentionProbe) -> None:
     postpone(probe, EVERY // 2)
     reports = 0
     for _ in range(EVERY):
-        loss = trainer.forward().loss
-        loss.backward()
-        trainer.update()
-        reports += probe.step(loss) is not None
+        reports += probe.step(trainer.step()) is not None
     assert reports == 1
 
 
@@ -125,9 +119,9 @@ def inactive() -> Iterator[Row]:
     with silent_probe(trainer.model, every_n_steps=2) as probe:
         postpone(probe, 0)
         counts = []
-        for probed in (True, False, True):
+        for due in (True, False, True):
             with Counter(trainer.model, before) as counter:
-                assert probe.active == probed
+                assert probe.active == due
                 loss = trainer.forward().loss
                 loss.backward()
                 counter.look()
@@ -135,7 +129,8 @@ def inactive() -> Iterator[Row]:
             counter.look()
             counts.append(counter)
             probe.step(loss)
-    idle = counts[1]
+    probed, idle, _ = counts
+    assert any(probed.most.values()), "a probed step would show"
     for kind, count in idle.most.items() | {("replaced functions", idle.replaced())}:
         yield Row(f"step that is not probed: {kind}", "none", Spread(count, count, count), "active", target=0)
 

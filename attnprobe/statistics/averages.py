@@ -29,6 +29,7 @@ class _Group:
     """Values of several statistics over the same rows."""
 
     where: Tensor
+    of_layer: bool
     names: list[str] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     powers: list[int] = field(default_factory=list)
@@ -51,10 +52,10 @@ class Averages:
         self._groups: dict[int, _Group] = {}
         self._largest: Partial = {}
 
-    def mean(self, name: str, values: Tensor, where: Tensor, power: int = 0) -> None:
-        """Sum and count over the rows ``where``; ``values`` are times ``unit ** power``."""
+    def mean(self, name: str, values: Tensor, where: Tensor, power: int = 0, *, of_layer: bool = False) -> None:
+        """Sum and count over the rows ``where``, and the heads if ``of_layer``; values are times ``unit ** power``."""
         if name in self.wanted:
-            group = self._groups.setdefault(id(where), _Group(where))
+            group = self._groups.setdefault(id(where), _Group(where, of_layer))
             group.names.append(name)
             group.values.append(values)
             group.powers.append(power)
@@ -78,30 +79,37 @@ class Averages:
         if self._weight is not None:
             values, counts = values * self._weight, counts * self._weight
         scale = torch.stack([self.unit**-power for power in group.powers])
-        sums, count = self._by_head(values.sum(-1).double() * scale), self._by_head(counts.sum(-1).double())
+        heads = self.heads
+        if group.of_layer:  # whose heads have the rows in common
+            values, counts, heads = self._over_heads(values), self._over_heads(counts), 1
+            scale = scale[:, :: self.heads]
         result: Partial = {}
+        sums = _by_head(values.sum(-1).double() * scale, heads)
+        count = _by_head(counts.sum(-1).double(), heads)
         for index, name in enumerate(group.names):
             result |= {f"{name}.sum": sums[index], f"{name}.count": count}
         if self.draws is not None:
-            result |= self._moments(
-                group.names, values[..., self.draws.certain :], counts[:, self.draws.certain :], scale
-            )
+            drawn = slice(self.draws.certain, None)
+            moments = _moments(values[..., drawn].double() * scale[..., None], counts[:, drawn].double(), heads)
+            for moment, each in moments.items():
+                result |= {f"{name}.{moment}": each[index] for index, name in enumerate(group.names)}
         return result
 
-    def _moments(self, names: list[str], values: Tensor, counts: Tensor, scale: Tensor) -> Partial:
-        """Estimated variances and covariance of the sums and counts over drawn rows."""
-        draws = values.shape[-1]
-        values, counts = values.double() * scale[..., None], counts.double()
-        values, counts = values - values.mean(-1, keepdim=True), counts - counts.mean(-1, keepdim=True)
-        factor = draws / (draws - 1)
-        products = {"yy": values * values, "yc": values * counts, "cc": (counts * counts).expand_as(values)}
-        result: Partial = {}
-        for moment, each in products.items():
-            by_head = factor * self._by_head(each.sum(-1))
-            result |= {f"{name}.{moment}": by_head[index] for index, name in enumerate(names)}
-        return result
+    def _over_heads(self, values: Tensor) -> Tensor:
+        """``[..., N, T]`` -> ``[..., B, T]``."""
+        total: Tensor = values.unflatten(-2, (-1, self.heads)).sum(-2)
+        return total
 
-    def _by_head(self, values: Tensor) -> Tensor:
-        """``[..., N]`` -> ``[..., H]``."""
-        by_head: Tensor = values.unflatten(-1, (-1, self.heads)).sum(-2)
-        return by_head
+
+def _moments(values: Tensor, counts: Tensor, heads: int) -> Partial:
+    """Estimated variances and covariance of sums ``[K, N, draws]`` and counts ``[N, draws]`` over drawn rows."""
+    draws = values.shape[-1]
+    values, counts = values - values.mean(-1, keepdim=True), counts - counts.mean(-1, keepdim=True)
+    products = {"yy": values * values, "yc": values * counts, "cc": (counts * counts).expand_as(values)}
+    return {moment: draws / (draws - 1) * _by_head(each.sum(-1), heads) for moment, each in products.items()}
+
+
+def _by_head(values: Tensor, heads: int) -> Tensor:
+    """``[..., N]`` -> ``[..., heads]``."""
+    by_head: Tensor = values.unflatten(-1, (-1, heads)).sum(-2)
+    return by_head

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,12 +42,15 @@ class CompiledTile:
     def __init__(self, function: Any) -> None:
         self._function = function
 
-    def __call__(self, sums: PairSums, tile: Tile) -> None:
+    def __call__(self, sums: PairSums, tile: Tile) -> Tensor:
+        """Add the tile; the weights, if ``sums`` are extended."""
+        if not tile.scores.is_contiguous():  # the model's own, where it laid them out in another way
+            tile = replace(tile, scores=tile.scores.contiguous())
         items, rows, columns = tile.scores.shape
         threads = torch.get_num_threads()
         if threads == 1:
             self._add(sums, tile, slice(0, items), slice(0, rows), sums.usage[tile.index, tile.columns])
-            return
+            return tile.scores
         # A share of the rows, and with it usage of its own, for each thread.
         step = max(1, -(-rows * items // threads))
         parts = [(n, slice(i, min(i + step, rows))) for n in range(items) for i in range(0, rows, step)]
@@ -56,6 +60,7 @@ class CompiledTile:
             done.result()
         for (n, _), usage in zip(parts, usages, strict=True):
             sums.usage[tile.index.start + n, tile.columns] += usage[0]
+        return tile.scores
 
     def _add(self, sums: PairSums, tile: Tile, items: slice, rows: slice, usage: Tensor) -> None:
         scores, compatibilities = tile.scores, tile.compatibilities
@@ -65,8 +70,6 @@ class CompiledTile:
         length = sums.share.shape[1]
         row = first * length + tile.rows.start + rows.start
         what = (EXTENDED if sums.extended else 0) | (MASKED if tile.visible is not None else 0)
-        assert scores.is_contiguous()
-        assert compatibilities is None or compatibilities.is_contiguous()
         self._function(
             _address(scores, skipped),
             None if compatibilities is None else _address(compatibilities, skipped),

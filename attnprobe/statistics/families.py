@@ -29,7 +29,7 @@ def of_weights(sums: Sums, names: set[str], draws: Draws | None = None) -> Parti
     averages = Averages(sums.scores.heads, names | _PAIRS, sums.vectors.unit, draws)
     routing.add_routing(averages, sums)
     gradients.add_gradients(averages, sums)
-    result = routing.over_heads(averages.partial())
+    result = averages.partial()
     if "value_grad_norm" in names:
         result |= gradients.value_gradient(sums)
     return result

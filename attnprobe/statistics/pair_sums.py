@@ -80,10 +80,7 @@ class PairSums:
 
     def add(self, tile: Tile) -> Tensor:
         """Add the pairs of a tile, which may be overwritten; the weights, if ``extended``."""
-        if self.compiled is None:
-            return self._add_pairs(tile)
-        self.compiled(self, tile)
-        return tile.scores
+        return self._add_pairs(tile) if self.compiled is None else self.compiled(self, tile)
 
     def add_key(self, index: slice, score: Tensor, compatibility: float | None) -> None:
         """Add one more key, which every row sees and which has no column; its scores are ``[n, T]``."""

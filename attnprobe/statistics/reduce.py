@@ -68,7 +68,8 @@ def finish(statistic: Statistic, partial: Partial) -> Tensor:
     """The statistic's value, ``[H]`` (``[1]`` at layer level), NaN where it is not defined."""
     name = statistic.name
     if not any(key.startswith(f"{name}.") for key in partial) and statistic.reduce not in ("ratio", "gram"):
-        return torch.full_like(_mean(partial, "error_norm"), torch.nan)  # switched off, or not for this call
+        nothing = torch.full_like(_mean(partial, "error_norm"), torch.nan)  # switched off, or not for this call
+        return nothing if statistic.level == "head" else nothing[:1]
     if statistic.reduce == "ratio":
         error = _mean(partial, "error_norm").sqrt()
         return _mean(partial, "advantage_std").sqrt() / (error * _mean(partial, "value_square").sqrt())

@@ -6,7 +6,6 @@ import torch
 
 from attnprobe.statistics.averages import Averages
 from attnprobe.statistics.pair_sums import LARGEST
-from attnprobe.statistics.reduce import Partial
 from attnprobe.statistics.scores import LN2
 from attnprobe.statistics.sums import Sums
 
@@ -16,8 +15,9 @@ CHOICE = 8
 def add_routing(averages: Averages, sums: Sums) -> None:
     rows, row, visible_keys, choosing = sums.rows, sums.row, sums.visible_keys, sums.choosing
     entropy = row["entropy"] * LN2
+    relative = entropy / visible_keys.log()
     averages.mean("entropy", entropy, choosing)
-    averages.mean("normalized_entropy", entropy / visible_keys.log(), choosing)
+    averages.mean("normalized_entropy", relative, choosing)
     averages.mean("effective_keys", entropy.exp(), choosing)
     averages.mean("max_weight", row["max_weight"], choosing)
     averages.mean("concentration", row["concentration"], choosing)
@@ -25,7 +25,7 @@ def add_routing(averages: Averages, sums: Sums) -> None:
     averages.largest("logit_spread", row["logit_spread"] * LN2, rows)
     self_attending = choosing if sums.self_attention else torch.zeros_like(rows)
     averages.mean("mean_distance", row["distance"], self_attending)
-    averages.mean("entropy_8", entropy / visible_keys.log(), rows & (visible_keys >= CHOICE))
+    averages.mean("entropy_8", relative, rows & (visible_keys >= CHOICE), of_layer=True)
     add_landmarks(averages, sums)
 
 
@@ -39,8 +39,3 @@ def add_landmarks(averages: Averages, sums: Sums) -> None:
         positions = sums.scores.positions.repeat_interleave(sums.scores.heads, 0)
         sees &= positions != sums.first_key[:, None]
     averages.mean("sink_mass", row["sink_mass"], sees & (sums.record.self_attention is not None))
-
-
-def over_heads(partial: Partial) -> Partial:
-    """Statistics of the layer as sums over its heads."""
-    return {key: value.sum()[None] if key.startswith("entropy_8.") else value for key, value in partial.items()}

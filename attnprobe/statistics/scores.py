@@ -20,8 +20,8 @@ from torch import Tensor
 from attnprobe.record import AttentionRecord
 from attnprobe.statistics.modifications import Modification
 
-#: Pairs in a tile: two of them in single precision fit into the cache of one core.
-PAIRS, ROWS, COLUMNS, LEAST_ROWS = 2**17, 256, 256, 64
+#: Pairs in a tile: in single precision two of them fit, just, into the second cache of a core.
+PAIRS, ROWS, COLUMNS, LEAST_ROWS = 2**18, 256, 512, 128
 #: Queries or keys whose vectors are looked at together.
 VECTORS = 4096
 LN2 = math.log(2)

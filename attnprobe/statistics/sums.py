@@ -88,8 +88,8 @@ class Sums:
         self.choosing = self.rows & (self.visible_keys >= 2)
         self.shares = torch.where(self.rows, 1 / self.visible_keys, 0)
 
-    def look_up(self, items: Items) -> None:
-        """Two scores of each row, its own and the first key's, of a record without masks: no tile is needed."""
+    def look_up(self, items: Items, *, own: bool) -> None:
+        """The first key's score of each row, and its ``own``, of a record without masks: no tile is needed."""
         query, key = items.query, items.key
         assert query is not None
         assert key is not None
@@ -97,16 +97,16 @@ class Sums:
         found = (query @ key.gather(1, first.expand(-1, 1, key.shape[-1])).mT)[..., 0]
         seen = self.scores.limit[items.index] > first[..., 0]
         self.row["sink_score"][items.index] = torch.where(seen, found, -LARGEST)
-        if self.self_attention:
+        if own and self.self_attention:
             if self.record.positions is not None:
-                own = self.scores.positions[items.batches].repeat_interleave(items.number, 0)
-                key = key.gather(1, own[..., None].expand(-1, -1, key.shape[-1]))
+                here = self.scores.positions[items.batches].repeat_interleave(items.number, 0)
+                key = key.gather(1, here[..., None].expand(-1, -1, key.shape[-1]))
             self.row["self_score"][items.index] = (query * key).sum(-1)
 
     def find_landmarks(self, logsumexp: Tensor) -> None:
         """The weights of these scores, for the whole record."""
         for items in self.scores.large_chunks():
-            self.look_up(items)
+            self.look_up(items, own=True)
         for name in ("sink", "self"):
             self.row[f"{name}_mass"] = (self.row[f"{name}_score"] - logsumexp).exp2()
 

@@ -10,15 +10,14 @@
 enum { ERROR = 1, EXTENDED = 2, MASKED = 4 };
 enum { MASS, PLOGP, SQUARE, SCORES, MAX_SCORE, PC, PPC, PCC, PPCC, MIN_C, C_, CC, EE, EC, FAR, ROWS };
 
-/* 2^x to 1e-7, for x in [-126, 127] or NaN. */
+/* 2^x to 2e-7 for x in [-127, 127]; exactly 0 at -127, whose exponent is that of 0. NaN stays NaN. */
 static inline float power(float x) {
     float r = rintf(x), f = x - r;
-    float y = 1.5403530393381609954e-4f;
-    y = y * f + 1.3333558146428443423e-3f;
-    y = y * f + 9.6181291076284771619e-3f;
-    y = y * f + 5.5504108664821579953e-2f;
-    y = y * f + 2.4022650695910071233e-1f;
-    y = y * f + 6.9314718055994530942e-1f;
+    float y = 1.32297e-3f;
+    y = y * f + 9.66761e-3f;
+    y = y * f + 5.550804e-2f;
+    y = y * f + 2.4022305e-1f;
+    y = y * f + 6.9314695e-1f;
     y = y * f + 1.0f;
     int32_t bits;
     memcpy(&bits, &y, 4);
@@ -36,9 +35,9 @@ static inline __attribute__((always_inline)) void row(float *restrict s, const f
 #pragma omp simd reduction(+ : mass, plogp, square, scores, pc, ppc, pcc, ppcc, sum, cc, ee, ec, far) \
     reduction(max : top) reduction(min : low)
     for (long j = 0; j < columns; j++) {
-        float score = s[j], x = score - shift, near = x < -126.0f ? -126.0f : 127.0f < x ? 127.0f : x, p = power(near);
+        /* Above 127, where the shift is far off, p is garbage, which cannot add up to 1. */
+        float score = s[j], x = score - shift, near = x < -127.0f ? -127.0f : x, p = power(near);
         int hidden = (what & MASKED) && score < HIDDEN;
-        p = x < -126.0f ? 0.0f : p;
         usage[j] += p;
         mass += p;
         square += p * p;

@@ -51,7 +51,7 @@ class Vectors:
             return None
         index = items.index
         error = self.scores.take(self.record.error, items)
-        self.largest[index] = error.abs().amax((1, 2))
+        self.largest[index] = torch.maximum(error.amax((1, 2)), -error.amin((1, 2)))
         exponent = torch.frexp(self.largest[index])[1].clamp(-100, 100)  # NaN, Inf and 0 have none to speak of
         unit = torch.ldexp(torch.ones_like(self.largest[index]), -exponent)
         error = error * unit[:, None, None]

@@ -50,7 +50,7 @@ class WeightPass:
                 vectors.measure(items)
             error, value = vectors.errors(items), vectors.values(items)
             if scores.plain:
-                sums.look_up(items)
+                sums.look_up(items, own=self.extended)
             for inside, part in scores.parts(items):
                 self._sweep(part, None if error is None else error[inside], value[inside], pairs)
             self._add_sink(items, pairs)

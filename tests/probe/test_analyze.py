@@ -81,7 +81,7 @@ def test_activation_checkpointing(reentrant):
     plain = net()
     expected = ap.analyze(plain, lambda: returned(plain))
     assert report.layers == expected.layers
-    assert torch.equal(report["score_grad_norm"], expected["score_grad_norm"])
+    torch.testing.assert_close(report["score_grad_norm"], expected["score_grad_norm"], rtol=1e-5, atol=0)
 
 
 def full_state(model):

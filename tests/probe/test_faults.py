@@ -92,11 +92,11 @@ def test_the_step_at_which_strict_raised_counts():
 def test_a_built_in_measurement_that_breaks_switches_its_layer_off(monkeypatch):
     measure, calls = collect.measure, []
 
-    def breaks_in_the_first_layer(record, statistics):
+    def breaks_in_the_first_layer(record, statistics, **options):
         calls.append(record)
         if len(calls) == 2:  # backward comes to the last layer first
             raise Boom("cause")
-        return measure(record, statistics)
+        return measure(record, statistics, **options)
 
     monkeypatch.setattr(collect, "measure", breaks_in_the_first_layer)
     model = net()
