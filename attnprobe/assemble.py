@@ -11,7 +11,7 @@ from attnprobe.catalog import Statistic
 from attnprobe.extent import Extent
 from attnprobe.record import AttentionRecord
 from attnprobe.report import HeadMap
-from attnprobe.statistics.compiled import uncompiled
+from attnprobe.statistics.compiler import uncompiled
 from attnprobe.statistics.reduce import Partial, combine, finish, finish_error, finish_residual, to_host
 
 _PADDING = (

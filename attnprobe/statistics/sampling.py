@@ -71,7 +71,7 @@ def look(record: AttentionRecord) -> tuple[Sums, bool]:
         seen = Visibility(everything * scores.keys, tokens)
     sums = Sums(scores, seen)
     for items in scores.bare_chunks():
-        sums.vectors.measure(items)
+        sums.vectors.measure(items, queries=True)
         sums.vectors.errors(items)
     return sums, known
 

@@ -101,6 +101,11 @@ class Scores:
         return self.masked_by_scores is False and self.record.mask is None and self.mask_mod is None
 
     @property
+    def factor(self) -> float:
+        """On queries, which makes them give scores / ln 2."""
+        return self.record.scale / (1 if self.score_mod else LN2)
+
+    @property
     def masked_by_scores(self) -> bool:
         """Whether the scores themselves say what is masked."""
         return self.record.logits is not None or self.score_mod is not None
@@ -164,8 +169,7 @@ class Scores:
     def _chunks(self, size: int) -> Iterator[Items]:
         for items in self._slices(size):
             if self.record.logits is None:
-                factor = self.record.scale / (1 if self.score_mod else LN2)
-                query, key = self.take(self.record.query, items) * factor, self.take(self.record.key, items)
+                query, key = self.take(self.record.query, items) * self.factor, self.take(self.record.key, items)
                 items = replace(items, query=query, key=key)
             yield items
 

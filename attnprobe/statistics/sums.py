@@ -88,24 +88,26 @@ class Sums:
         self.choosing = self.rows & (self.visible_keys >= 2)
         self.shares = torch.where(self.rows, 1 / self.visible_keys, 0)
 
-    def look_up(self, items: Items, *, own: bool) -> None:
-        """The first key's score of each row, and its ``own``, of a record without masks: no tile is needed."""
-        query, key = items.query, items.key
-        assert query is not None
-        assert key is not None
-        first = self.first_key[items.index, None, None]
-        found = (query @ key.gather(1, first.expand(-1, 1, key.shape[-1])).mT)[..., 0]
-        seen = self.scores.limit[items.index] > first[..., 0]
+    def look_up(self, items: Items, *, own: bool) -> Items:
+        """The first key's score of each row, and its ``own``, of a record without masks: no tile is needed.
+
+        The items come back with their queries and keys.
+        """
+        first = self.first_key[items.index]
+        items, found = self.vectors.scores_of(items, first)
+        seen = self.scores.limit[items.index] > first[:, None]
         self.row["sink_score"][items.index] = torch.where(seen, found, -LARGEST)
-        if own and self.self_attention:
+        query, key = items.query, items.key
+        if own and self.self_attention and query is not None and key is not None:
             if self.record.positions is not None:
                 here = self.scores.positions[items.batches].repeat_interleave(items.number, 0)
                 key = key.gather(1, here[..., None].expand(-1, -1, key.shape[-1]))
             self.row["self_score"][items.index] = (query * key).sum(-1)
+        return items
 
     def find_landmarks(self, logsumexp: Tensor) -> None:
         """The weights of these scores, for the whole record."""
-        for items in self.scores.large_chunks():
+        for items in self.scores.bare_chunks():
             self.look_up(items, own=True)
         for name in ("sink", "self"):
             self.row[f"{name}_mass"] = (self.row[f"{name}_score"] - logsumexp).exp2()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from attnprobe.statistics import compiled
+from attnprobe.statistics.compiler import usable
 from attnprobe.statistics.scores import Items, Scores
 
 
@@ -23,11 +27,14 @@ class Vectors:
         rows: ``[N, T]``, queries that count.
         keys_seen: ``[B, S]``, keys that some query sees.
         complete: whether all do.
+        directions: whether ``direction`` is wanted.
     """
 
-    def __init__(self, scores: Scores, rows: Tensor, keys_seen: Tensor, *, complete: bool) -> None:
+    def __init__(
+        self, scores: Scores, rows: Tensor, keys_seen: Tensor, *, complete: bool, directions: bool = True
+    ) -> None:
         self.scores, self.record = scores, scores.record
-        self._rows, self._keys_seen, self._complete = rows, keys_seen, complete
+        self._rows, self._keys_seen, self._complete, self._directions = rows, keys_seen, complete, directions
         count, zeros = scores.count, rows.new_zeros(rows.shape, dtype=scores.dtype)
         self.length = {"query": zeros, "output": zeros.clone(), "error": zeros.clone()}
         self.length |= {name: zeros.new_zeros(count, scores.keys) for name in ("key", "value")}
@@ -35,34 +42,46 @@ class Vectors:
         self.direction = zeros.new_zeros(count, self.record.value.shape[-1])
         self.unit = zeros.new_ones(count, dtype=torch.float64)
 
-    def measure(self, items: Items) -> None:
-        """Fill in the lengths of everything but errors."""
+    def measure(self, items: Items, *, queries: bool) -> None:
+        """Fill in lengths; ``scores_of`` brings those of ``queries`` along, ``errors`` those of outputs."""
         record = self.record
-        tensors = {"query": record.query, "key": record.key, "value": record.value, "output": record.output}
+        tensors = {"key": record.key, "value": record.value}
+        if queries:
+            tensors["query"] = record.query
+        if record.error is None:
+            tensors["output"] = record.output
         for name, tensor in tensors.items():
             if tensor is not None:
-                vectors = self.scores.select(tensor, items)
-                length = torch.linalg.vector_norm(vectors, dim=-1, dtype=self.scores.dtype)
-                self.length[name][items.index] = length.flatten(0, 1)
+                self.length[name][items.index] = _lengths(self.scores.take(tensor, items))
+
+    def scores_of(self, items: Items, key: Tensor) -> tuple[Items, Tensor]:
+        """The items with queries and keys, and the scores ``[n, T]`` of the key number ``key`` ``[n]``."""
+        record, scores = self.record, self.scores
+        query, keys = scores.take(record.query, items), scores.take(record.key, items)
+        chosen = keys.gather(1, key[:, None, None].expand(-1, 1, keys.shape[-1]))
+        factor = torch.full((len(query),), scores.factor, dtype=scores.dtype, device=scores.device)
+        scaled, length, found, _ = _scaled(query, factor, chosen)
+        self.length["query"][items.index] = length / abs(scores.factor) if scores.factor else _lengths(query)
+        return replace(items, query=scaled, key=keys), found
 
     def errors(self, items: Items) -> Tensor | None:
         """``[n, T, E]`` times ``unit``; rows that do not count are 0, whatever garbage they hold."""
         if self.record.error is None:
             return None
         index = items.index
-        error = self.scores.take(self.record.error, items)
-        self.largest[index] = torch.maximum(error.amax((1, 2)), -error.amin((1, 2)))
+        error, output = self.scores.take(self.record.error, items), self.scores.take(self.record.output, items)
+        self.largest[index] = _largest(error)
         exponent = torch.frexp(self.largest[index])[1].clamp(-100, 100)  # NaN, Inf and 0 have none to speak of
         unit = torch.ldexp(torch.ones_like(self.largest[index]), -exponent)
-        error = error * unit[:, None, None]
-        centre = (error * self.scores.take(self.record.output, items)).sum(-1)
+        error, length, centre, self.length["output"][index] = _scaled(error, unit, output)
         if not self._complete:
             outside = ~self._rows[index]
             error.masked_fill_(outside[..., None], 0)
+            length.masked_fill_(outside, 0)
             centre.masked_fill_(outside, 0)
-        length = torch.linalg.vector_norm(error, dim=-1)
         self.unit[index], self.centre[index], self.length["error"][index] = unit.double(), centre, length
-        self.direction[index] = (torch.where(length > 0, 1 / length, 0)[:, None] @ error)[:, 0]
+        if self._directions:
+            self.direction[index] = (torch.where(length > 0, 1 / length, 0)[:, None] @ error)[:, 0]
         return error
 
     def values(self, items: Items) -> Tensor:
@@ -72,3 +91,29 @@ class Vectors:
             return value
         unseen = ~self._keys_seen[items.batches].repeat_interleave(items.number, 0)
         return value.masked_fill(unseen[..., None], 0)
+
+
+def _compiled(vectors: Tensor) -> bool:
+    return vectors.stride(-1) == 1 and usable(vectors.device, vectors.dtype)
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    """``[n, T]`` of ``[n, T, D]``."""
+    length: Tensor = compiled.lengths(vectors) if _compiled(vectors) else torch.linalg.vector_norm(vectors, dim=-1)
+    return length
+
+
+def _largest(vectors: Tensor) -> Tensor:
+    """Largest absolute value ``[n]`` of ``[n, T, D]``; NaN if there is one."""
+    if _compiled(vectors):
+        return compiled.largest(vectors)
+    return torch.maximum(vectors.amax((1, 2)), -vectors.amin((1, 2)))
+
+
+def _scaled(vectors: Tensor, factor: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``[n, T, D]`` times ``factor`` ``[n]``, its lengths, products with ``other``, and whose lengths, ``[n, T]``."""
+    if _compiled(vectors) and other.stride(-1) == 1:
+        return compiled.scaled(vectors, factor, other)
+    vectors, other = vectors * factor[:, None, None], other.expand_as(vectors)
+    length, other_length = (torch.linalg.vector_norm(x, dim=-1) for x in (vectors, other))
+    return vectors, length, (vectors * other).sum(-1), other_length

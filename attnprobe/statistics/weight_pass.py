@@ -45,12 +45,12 @@ class WeightPass:
             extended=self.extended,
             compiled=compiled_tile(scores.device, scores.dtype),
         )
-        for items in scores.large_chunks():
-            if self.lengths:
-                vectors.measure(items)
-            error, value = vectors.errors(items), vectors.values(items)
+        for items in scores.bare_chunks() if scores.plain else scores.large_chunks():
             if scores.plain:
-                sums.look_up(items, own=self.extended)
+                items = sums.look_up(items, own=self.extended)
+            if self.lengths:
+                vectors.measure(items, queries=not scores.plain)
+            error, value = vectors.errors(items), vectors.values(items)
             for inside, part in scores.parts(items):
                 self._sweep(part, None if error is None else error[inside], value[inside], pairs)
             self._add_sink(items, pairs)

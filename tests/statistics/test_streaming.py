@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnprobe.catalog import select
 from attnprobe.record import AttentionRecord
-from attnprobe.statistics.compiled import load
+from attnprobe.statistics.compiler import load
 from attnprobe.statistics.reduce import Partial, combine, finish
 from attnprobe.statistics.streaming import measure
 from tests.statistics.compare import NAMES, TOLERANCE, assert_close

@@ -1,0 +1,79 @@
+"""The C functions of ``tile.c``: compiled when first used, if there is a compiler.
+
+The library lives in memory only: nothing is written that another run, or another machine, could load.
+``ATTNPROBE_COMPILED=0`` in the environment does without it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("tile.c")
+COMPILERS = ("cc", "gcc", "clang")
+# -ffast-math would lose NaN.
+FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp-simd", "-shared", "-fPIC")
+NATIVE = (("-march=native", "-mprefer-vector-width=512"), ("-mcpu=native",), ())
+_POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_long
+_ARGUMENTS = {
+    "attnprobe_tile": "pp nnnn ppppp n p n p nn",
+    "attnprobe_vectors": "p nnnnn p p nn pppp n",
+    "attnprobe_largest": "p nnnnn p",
+}
+
+
+def usable(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the functions serve such tensors, and are there."""
+    return _serve(device, dtype) and load()[0] is not None
+
+
+def uncompiled(device: torch.device, dtype: torch.dtype) -> str:
+    """Why the functions are not used where they could be, empty if they are or never can be."""
+    if device.type != "cpu" or dtype == torch.float64:
+        return ""
+    return load()[1] if _serve(device, torch.float32) else "ATTNPROBE_COMPILED=0 says so"
+
+
+def _serve(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cpu" and dtype == torch.float32 and os.environ.get("ATTNPROBE_COMPILED") != "0"
+
+
+@functools.cache
+def load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and why there is none."""
+    from attnprobe.statistics.compiled import differs
+
+    compiler = next(filter(None, map(shutil.which, (*filter(None, [os.environ.get("CC")]), *COMPILERS))), None)
+    if compiler is None:
+        return None, "no C compiler was found"
+    try:
+        library = _compile(compiler)
+        wrong = differs(library)
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        return None, f"{compiler} could not be used: {error}"
+    return (None, f"what {compiler} makes gives other numbers") if wrong else (library, "")
+
+
+def _compile(compiler: str) -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory(prefix="attnprobe-") as folder:
+        path = Path(folder) / "tile.so"
+        for native in NATIVE:
+            command = [compiler, *FLAGS, *native, str(SOURCE), "-o", str(path), "-lm"]
+            result = subprocess.run(command, capture_output=True, timeout=60, text=True, check=False)
+            if result.returncode == 0:
+                break
+        else:
+            raise OSError(result.stderr.strip().splitlines()[-1:] or result.returncode)
+        library = ctypes.CDLL(str(path))
+    for name, arguments in _ARGUMENTS.items():
+        function = getattr(library, name)
+        function.restype = None
+        function.argtypes = [_POINTER if kind == "p" else _NUMBER for kind in arguments.replace(" ", "")]
+    return library
