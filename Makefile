@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test matrix lint docs wheel clean
+.PHONY: demo test matrix bench bench-short lint docs wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/attnprobe markov --logdir runs/markov
@@ -16,6 +16,14 @@ test: $(VENV)/.installed-test
 # Models x conditions, on two cores; writes docs/coverage.md.
 matrix: $(VENV)/.installed-matrix
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.matrix --jobs 2
+
+# What attnprobe costs, beside other tools; about 70 minutes; writes docs/performance.md.
+bench: $(VENV)/.installed-bench
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run
+
+# The same with small sizes in a minute or two, to see that it runs; writes nothing.
+bench-short: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run --short
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -47,3 +55,7 @@ $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-matrix: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -e '.[matrix]'
 	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -e '.[bench]'
+	@touch $@ $(VENV)/.installed

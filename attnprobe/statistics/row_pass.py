@@ -9,6 +9,7 @@ from attnprobe.record import AttentionRecord
 from attnprobe.statistics import visibility
 from attnprobe.statistics.scores import LN2, MASKED, Items, Scores
 from attnprobe.statistics.sums import Sums
+from attnprobe.statistics.triton_path import kernels_for
 from attnprobe.statistics.visibility import Visibility
 
 
@@ -34,7 +35,11 @@ def kernel_lse(scores: Scores) -> Tensor | None:
 
 def log_sum_exp(scores: Scores) -> Tensor:
     """Of each row's scores, over ln 2, ``[N, T]``; a learned sink takes part."""
-    return _row_sums(scores)[0]
+    triton = kernels_for(scores) if scores.record.sink is None else None
+    if triton is None:
+        return _row_sums(scores)[0]
+    limit = scores.limit
+    return torch.cat([triton.log_sum_exp(items, limit) for items in scores.large_chunks()])
 
 
 def _row_sums(scores: Scores) -> tuple[Tensor, Visibility]:

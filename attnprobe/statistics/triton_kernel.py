@@ -20,7 +20,7 @@ from torch import Tensor
 ROWS, COLUMNS, WIDTH = 64, 64, 16  # of a tile, and how much of D or E is multiplied at once
 WARPS = 8
 
-ALWAYS = ("mass", "plogp", "square", "max_log")
+ALWAYS = ("mass", "plogp", "square", "logs", "max_log")
 WITH_ERROR = ("pc", "ppc", "pcc", "ppcc", "min_c")
 EXTENDED = ("distance",)
 EXTENDED_WITH_ERROR = ("ee", "ec", "c", "cc")
@@ -58,10 +58,10 @@ def pair_sums(
         extended: whether to sum distances and ``e = p - 1 / max(limit, 1)`` too.
 
     Returns:
-        float32 ``[N, T]`` by name: ``mass`` p, ``plogp`` px, ``square`` p², ``max_log`` the largest x (-1e30 where
-        nothing is visible); with an error ``pc`` pc, ``ppc`` p²c, ``pcc`` pc², ``ppcc`` p²c², ``min_c`` the smallest
-        c (1e30 where nothing is visible); extended ``distance`` p|position - j| and, with an error, ``ee`` e², ``ec``
-        ec, ``c`` c, ``cc`` c². And ``usage``, ``[N, S]``: the sum of p over rows.
+        float32 ``[N, T]`` by name: ``mass`` p, ``plogp`` px, ``square`` p², ``logs`` x, ``max_log`` the largest x
+        (-1e30 where nothing is visible); with an error ``pc`` pc, ``ppc`` p²c, ``pcc`` pc², ``ppcc`` p²c², ``min_c``
+        the smallest c (1e30 where nothing is visible); extended ``distance`` p|position - j| and, with an error,
+        ``ee`` e², ``ec`` ec, ``c`` c, ``cc`` c². And ``usage``, ``[N, S]``: the sum of p over rows.
     """
     names = ALWAYS + (WITH_ERROR if error is not None else ()) + (EXTENDED if extended else ())
     names += EXTENDED_WITH_ERROR if extended and error is not None else ()
@@ -147,7 +147,7 @@ def _pair_sums(
     seen = tl.minimum(tl.load(limit + row, inside, 0), keys)
     shifts = tl.load(shift + row, inside, 0.0)
     zero = tl.zeros([ROWS], tl.float32)
-    mass, plogp, square, max_log = zero, zero, zero, zero - 1e30
+    mass, plogp, square, logs, max_log = zero, zero, zero, zero, zero - 1e30
     if ERROR:
         error, value = error + item * queries * value_width, value + item // repeats * keys * value_width
         centres = tl.load(centre + row, inside, 0.0)
@@ -167,6 +167,7 @@ def _pair_sums(
         mass += tl.sum(p, 1)
         plogp += tl.sum(tl.where(p == 0.0, 0.0, p * x), 1)
         square += tl.sum(p * p, 1)
+        logs += tl.sum(tl.where(visible, x, 0.0), 1)
         max_log = tl.maximum(max_log, tl.max(x, 1))
         tl.atomic_add(usage + item * keys + columns, tl.sum(p, 0), columns < keys, sem="relaxed")
         if EXTENDED:
@@ -192,9 +193,10 @@ def _pair_sums(
     tl.store(at, mass, inside)
     tl.store(at + queries, plogp, inside)
     tl.store(at + 2 * queries, square, inside)
+    tl.store(at + 3 * queries, logs, inside)
     # The largest and the smallest pass over NaN, sums do not; and p is NaN exactly where x is.
-    tl.store(at + 3 * queries, tl.where(mass == mass, max_log, mass), inside)
-    at += 4 * queries
+    tl.store(at + 4 * queries, tl.where(mass == mass, max_log, mass), inside)
+    at += 5 * queries
     if ERROR:
         tl.store(at, pc, inside)
         tl.store(at + queries, ppc, inside)

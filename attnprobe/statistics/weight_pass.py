@@ -9,6 +9,7 @@ from attnprobe.statistics.compiled import compiled_tile
 from attnprobe.statistics.pair_sums import LARGEST, PairSums, Tile
 from attnprobe.statistics.scores import Items, Room, Scores, product
 from attnprobe.statistics.sums import Sums
+from attnprobe.statistics.triton_path import kernels_for
 
 #: Statistics of pairs that no core statistic is made of.
 _EXTENDED = {"self_mass", "mean_distance", "advantage_alignment", "value_grad_norm"}
@@ -45,13 +46,17 @@ class WeightPass:
             extended=self.extended,
             compiled=compiled_tile(scores.device, scores.dtype),
         )
+        # The value gradient needs the weights themselves, which the kernel keeps to itself.
+        triton = kernels_for(scores) if self.record.kept is None and not self.wants_value_gradient else None
         for items in scores.bare_chunks() if scores.plain else scores.large_chunks():
             if scores.plain:
                 items = sums.look_up(items, own=self.extended)
             if self.lengths:
                 vectors.measure(items, queries=not scores.plain)
             error, value = vectors.errors(items), vectors.values(items)
-            for inside, part in scores.parts(items):
+            if triton is not None:
+                triton.add(pairs, items, error, value)
+            for inside, part in scores.parts(items) if triton is None else ():
                 self._sweep(part, None if error is None else error[inside], value[inside], pairs)
             self._add_sink(items, pairs)
         if scores.plain:

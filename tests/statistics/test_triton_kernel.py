@@ -11,10 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
+
+from attnprobe.record import AttentionRecord
+from attnprobe.statistics import triton_path
+from tests.statistics import compare
+from tests.statistics.compare import NAMES
+from tests.statistics.test_streaming import measured
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton", allow_module_level=True)
@@ -104,6 +111,7 @@ def formulas(arguments: dict[str, Any]) -> dict[str, Tensor]:
         "mass": p,
         "plogp": torch.where(p == 0, 0, p * x),
         "square": p**2,
+        "logs": torch.where(visible, x, 0),
         "pc": p * c,
         "ppc": p**2 * c,
         "pcc": p * c**2,
@@ -161,7 +169,7 @@ class TestInterpreted:
     def test_only_what_is_asked_for(self, error: bool, extended: bool) -> None:
         arguments = CAUSAL.arguments()
         expected = formulas(arguments)
-        names = {"mass", "plogp", "square", "max_log"} | ({"distance"} if extended else set())
+        names = {"mass", "plogp", "square", "logs", "max_log"} | ({"distance"} if extended else set())
         if error:
             names |= {"pc", "ppc", "pcc", "ppcc", "min_c"} | ({"ee", "ec", "c", "cc"} if extended else set())
         else:
@@ -215,6 +223,7 @@ class TestInterpreted:
         arguments["shift"][:, ::3] = 1e30
         expected = formulas(arguments)
         sums, usage = kernel().pair_sums(**arguments, extended=True)
+        sums.pop("logs")  # of rows that count nothing is read off it
         for name, actual in (sums | {"usage": usage}).items():
             assert_close(actual, expected[name], 5e-6, name)
         for name in ("mass", "plogp", "square", "pc", "ppc", "pcc", "ppcc", "distance"):
@@ -240,7 +249,7 @@ class TestInterpreted:
         arguments["query"][item, query, 3] = torch.nan
         arguments["error"][item, error, 5] = torch.inf
         sums, usage = kernel().pair_sums(**arguments, extended=True)
-        of_weights = {"mass", "plogp", "square", "max_log", "distance"}
+        of_weights = {"mass", "plogp", "square", "logs", "max_log", "distance"}
         of_both = {"pc", "ppc", "pcc", "ppcc", "ec"}
         for name, actual in sums.items():
             broken = torch.zeros_like(actual, dtype=torch.bool)
@@ -256,6 +265,36 @@ class TestInterpreted:
         assert logsumexp[item, query].isnan()
         logsumexp[item, query] = expected["log_sum_exp"][item, query]
         assert_close(logsumexp, expected["log_sum_exp"], 5e-6, "log_sum_exp")
+
+    @pytest.mark.parametrize("causal", [False, True])
+    @pytest.mark.parametrize("given", [False, True], ids=["two passes", "one pass"])
+    def test_whole_statistics(self, causal: bool, given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The path that a CUDA record takes, every statistic but the one that needs the weights themselves."""
+        path = triton_path.TritonPath(kernel())
+        assert triton_path.agrees(path, torch.device("cpu"))
+        monkeypatch.setattr(triton_path, "triton_path", lambda device: path)
+        monkeypatch.setattr(path, "add", Mock(wraps=path.add))
+        torch.manual_seed(0)
+        record = AttentionRecord(
+            value=torch.randn(2, 1, 70, 5),
+            query=torch.randn(2, 2, 70, 8),
+            key=torch.randn(2, 1, 70, 8),
+            error=torch.randn(2, 2, 70, 5),
+            causal=causal,
+            self_attention=True,
+            query_tokens=torch.arange(70).expand(2, -1) < torch.tensor([[60], [70]]),
+        )
+        if given:
+            scores = (record.query @ record.key.mT).masked_fill(~torch.ones(70, 70).tril().bool() & causal, -torch.inf)
+            record = replace(record, logsumexp=scores.logsumexp(-1))
+        names = tuple(name for name in NAMES if name != "value_grad_norm")
+        compare.assert_close(measured(record, names), record, 5e-6)
+        assert path.add.call_count
+
+    def test_kernels_that_differ_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = triton_path.TritonPath(kernel())
+        monkeypatch.setattr(path._kernels, "log_sum_exp", lambda *args: torch.zeros(4, 70))
+        assert not triton_path.agrees(path, torch.device("cpu"))
 
     def test_broken_errors(self) -> None:
         """The smallest of numbers of which some are NaN is NaN, as in torch."""
