@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,14 +53,3 @@ class Attention:
             self_attention=True,
             **given,
         )
-
-
-def sampled(record: AttentionRecord, rows: int) -> AttentionRecord:
-    """The record of so many queries, spread evenly over the sequence; all keys stay."""
-    assert record.query is not None
-    queries = record.query.shape[2]
-    chosen = torch.linspace(0, queries - 1, min(rows, queries)).round().long()
-    parts: dict[str, Any] = {name: getattr(record, name) for name in ("query", "output", "error", "logsumexp")}
-    taken = {name: tensor[:, :, chosen] for name, tensor in parts.items() if tensor is not None}
-    taken["positions"] = chosen.expand(record.query.shape[0], -1)
-    return replace(record, **taken)

@@ -16,7 +16,7 @@ from attnprobe.catalog import select
 #: Query rows per head that row sampling looks at.
 SAMPLED_ROWS = 128
 _SWITCH = "ATTNPROBE_COMPILED"
-_COMPILED = "attnprobe.statistics.compiled"
+_COMPILED = "attnprobe.statistics.compiler"
 
 
 def accepts(function: Callable[..., Any], option: str) -> bool:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks import kernel, memory, scaling, step, tools
 from benchmarks.machine import describe
@@ -24,67 +25,72 @@ by hand. Times are CPU seconds of one thread. All candidates of a table run in t
 anew, and ratios are taken within a round: their median is given with the quartiles over rounds. A median that misses
 its target is shown as missed. The raw medians are in [{data}]({data}).
 """
+PARTS = ("kernel", "step", "memory", "tools", "scaling")
 Benchmark = Callable[[bool], Iterator[Section]]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="What attnprobe costs.")
-    names = ("kernel", "step", "memory", "tools", "scaling")
     parser.add_argument("--short", action="store_true", help="small sizes, 3 repeats; writes nothing without --out")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="parts to run")
-    parser.add_argument("--out", type=Path, help="the page to write (docs/performance.md, unless --short or --only)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run; the others stay")
+    parser.add_argument("--out", type=Path, help="the page to write (docs/performance.md, unless --short)")
     chosen = parser.parse_args()
-    whole = not chosen.short and len(chosen.only) == len(names)
-    page: Path | None = chosen.out or (PAGE if whole else None)
-    picture = None if page is None else page.parent / "images" / PICTURE
+    page: Path | None = chosen.out or (None if chosen.short else PAGE)
     prepare()
-    parts: Mapping[str, Benchmark] = {
+    measured: dict[str, dict[str, Any]] = {}
+    data = None if page is None else page.with_suffix(".json")
+    if data is not None and data.exists():
+        measured = json.loads(data.read_text())
+    benchmarks: Mapping[str, Benchmark] = {
         "kernel": kernel.benchmark,
         "step": step.benchmark,
         "memory": memory.benchmark,
         "tools": tools.benchmark,
-        "scaling": partial(scaling.benchmark, picture=picture),
+        "scaling": partial(scaling.benchmark, picture=None if page is None else page.parent / "images" / PICTURE),
     }
-    sections, broken = run({name: parts[name] for name in parts if name in chosen.only}, chosen.short)
-    if page is not None:
-        write(page, sections, broken)
-    print(summary(sections, broken))
-    return int(bool(broken))
+    for name in chosen.only:
+        measured[name] = run(name, benchmarks[name], chosen.short)
+        if page is not None and data is not None:  # after each part: the next one may take half an hour
+            page.parent.mkdir(parents=True, exist_ok=True)
+            data.write_text(json.dumps(measured, indent=1) + "\n")
+            page.write_text(markdown(measured, data.name))
+    print(summary(measured))
+    return int(any(measured[name]["broken"] for name in chosen.only))
 
 
-def run(parts: Mapping[str, Benchmark], short: bool) -> tuple[list[Section], list[str]]:
-    """The sections as they come, and the names of the parts that broke."""
-    sections, broken = [], []
-    for name, benchmark in parts.items():
-        start = time.perf_counter()
-        try:
-            for section in benchmark(short):
-                print(section.markdown(), flush=True)
-                sections.append(section)
-        except Exception:
-            traceback.print_exc()
-            broken.append(name)
-        print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    return sections, broken
+def run(name: str, benchmark: Benchmark, short: bool) -> dict[str, Any]:
+    """What one part found, as plain values."""
+    start, sections = time.perf_counter(), []
+    found: dict[str, Any] = {"machine": describe(), "broken": False}
+    try:
+        for section in benchmark(short):
+            print(section.markdown(), flush=True)
+            sections.append(section)
+    except Exception:
+        traceback.print_exc()
+        found["broken"] = True
+    print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    return found | {"sections": [section.data() | {"markdown": section.markdown()} for section in sections]}
 
 
-def write(page: Path, sections: list[Section], broken: list[str]) -> None:
-    """The page, and the raw medians beside it."""
-    machine, data = describe(), page.with_suffix(".json")
-    lines = [INTRODUCTION.format(data=data.name), "| measured on | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in machine.items()]
-    lines += ["", summary(sections, broken), ""]
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n".join(lines + [section.markdown() for section in sections]))
-    found = {"machine": machine, "broken": broken, "sections": [section.data() for section in sections]}
-    data.write_text(json.dumps(found, indent=1) + "\n")
+def markdown(measured: Mapping[str, Mapping[str, Any]], data: str) -> str:
+    """The page."""
+    machines = {name: measured[name]["machine"] for name in PARTS if name in measured}
+    lines = [INTRODUCTION.format(data=data), "| part | " + " | ".join(next(iter(machines.values()))) + " |"]
+    lines += ["|---" * (1 + len(next(iter(machines.values())))) + "|"]
+    lines += [f"| {name} | " + " | ".join(map(str, machine.values())) + " |" for name, machine in machines.items()]
+    lines += ["", summary(measured), ""]
+    lines += [section["markdown"] for name in machines for section in measured[name]["sections"]]
+    return "\n".join(lines)
 
 
-def summary(sections: list[Section], broken: list[str]) -> str:
+def summary(measured: Mapping[str, Mapping[str, Any]]) -> str:
     """How many targets are met, and which parts broke."""
-    judged = [row.met for section in sections for row in section.rows if row.met is not None]
+    rows = [row for found in measured.values() for section in found["sections"] for row in section["rows"]]
+    judged = [row["met"] for row in rows if row["met"] is not None]
+    broken = [name for name, found in measured.items() if found["broken"]]
     text = f"{sum(judged)} of {len(judged)} targets are met."
-    return text + f" Not measured, because it broke: {', '.join(broken)}." * bool(broken)
+    return text + f" Not measured to the end, because it broke: {', '.join(broken)}." * bool(broken)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from benchmarks.worker import Run, Worker, WorkerError, available
 
 SIZES = Sizes(heads=4, layers=4, vocabulary=1000)
 #: Tokens -> rounds.
-LENGTHS, SHORT_LENGTHS = {256: 9, 1024: 7, 4096: 5, 8192: 3}, {256: 3}
+LENGTHS, SHORT_LENGTHS = {256: 9, 1024: 5, 4096: 3, 8192: 1}, {256: 3}
 BASELINE, OURS, EAGER = "plain training, SDPA", "attnprobe, core", "eager, output_attentions"
 TARGET_TOKENS, EAGER_TARGET = 4096, 3.0
 ENOUGH = 0.7  # share of the available memory that a step may be expected to need

@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 
 from attnprobe.record import AttentionRecord
+from attnprobe.statistics.compiler import usable
 from attnprobe.statistics.modifications import Modification
 
-#: Pairs in a tile: in single precision two of them fit, just, into the second cache of a core.
-PAIRS, ROWS, COLUMNS, LEAST_ROWS = 2**18, 256, 512, 128
+#: Pairs in a tile. On the CPU it has to fit into the second cache of a core: two of them in single precision for the
+#: compiled pass, and more, as torch goes over a tile many times. Other devices want much to do at once.
+COMPILED_PAIRS, PAIRS, DEVICE_PAIRS = 2**18, 2**17, 2**22
+ROWS, COLUMNS, LEAST_ROWS = 256, 512, 128
 #: Queries or keys whose vectors are looked at together.
 VECTORS = 4096
 LN2 = math.log(2)
@@ -55,12 +58,16 @@ class Room:
 
     def __init__(self) -> None:
         self._memory: Tensor | None = None
+        self._views: dict[Sequence[int], Tensor] = {}
 
-    def __call__(self, shape: Sequence[int], like: Tensor) -> Tensor:
+    def __call__(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         size = math.prod(shape)
         if self._memory is None or len(self._memory) < size:
             self._memory = torch.empty(size, dtype=like.dtype, device=like.device)
-        return self._memory[:size].view(shape)
+            self._views.clear()
+        if shape not in self._views:
+            self._views[shape] = self._memory[:size].view(shape)
+        return self._views[shape]
 
 
 class Scores:
@@ -69,6 +76,12 @@ class Scores:
     def __init__(self, record: AttentionRecord) -> None:
         self.record = record
         self.batch, self.heads, self.groups, self.queries, self.keys = record.shape
+        self.count = self.batch * self.heads
+        #: Whether the scores themselves say what is masked.
+        self.masked_by_scores = record.logits is not None or record.score_mod is not None
+        self.causal = record.causal and record.logits is None
+        #: Whether each row sees the keys before its limit, and that is all.
+        self.plain = not self.masked_by_scores and record.mask is None and record.mask_mod is None
         self.dtype = torch.float64 if record.value.dtype == torch.float64 else torch.float32
         self.device = record.value.device
         self.threshold = _mask_threshold(record)
@@ -85,30 +98,16 @@ class Scores:
             on_host = self.device.type == "cpu"
             self._reach = record.positions.amax(0).tolist() if on_host else [self.keys - 1] * self.queries
         # A causal tile is half wasted where it stands on the diagonal: smaller steps, smaller waste.
-        pairs = PAIRS * max(1, min(torch.get_num_threads(), 8))
+        pairs = _pairs(self.device, self.dtype)
         self.columns = max(1, min(COLUMNS, self.keys))
         rows = max(LEAST_ROWS, min(ROWS, self.queries // 8)) if self.causal else pairs // self.columns
         self.rows = max(1, min(rows, self.queries))
         self.at_once = max(1, pairs // (self.rows * self.columns))  # items that share a tile
 
     @property
-    def causal(self) -> bool:
-        return self.record.causal and self.record.logits is None
-
-    @property
-    def plain(self) -> bool:
-        """Whether each row sees the keys before its limit, and that is all."""
-        return self.masked_by_scores is False and self.record.mask is None and self.mask_mod is None
-
-    @property
     def factor(self) -> float:
         """On queries, which makes them give scores / ln 2."""
         return self.record.scale / (1 if self.score_mod else LN2)
-
-    @property
-    def masked_by_scores(self) -> bool:
-        """Whether the scores themselves say what is masked."""
-        return self.record.logits is not None or self.score_mod is not None
 
     @property
     def masks_differ(self) -> bool:
@@ -129,10 +128,6 @@ class Scores:
         """``[N, T]`` int32: how many of the first keys a row may see."""
         limit = (self.positions + 1).clamp(max=self.keys) if self.causal else torch.full_like(self.positions, self.keys)
         return limit.int().repeat_interleave(self.heads, 0)
-
-    @property
-    def count(self) -> int:
-        return self.batch * self.heads
 
     def chunks(self) -> Iterator[Items]:
         """All items, with as many at a time as share a tile."""
@@ -296,9 +291,17 @@ class Scores:
         return mask[:1, 0] if shared else mask[items.batches, items.heads].flatten(0, 1)
 
 
+def _pairs(device: torch.device, dtype: torch.dtype) -> int:
+    """In a tile."""
+    if device.type != "cpu":
+        return DEVICE_PAIRS
+    threads = max(1, min(torch.get_num_threads(), 8))
+    return threads * (COMPILED_PAIRS if usable(device, dtype) else PAIRS)
+
+
 def product(left: Tensor, right: Tensor, room: Room) -> Tensor:
     """``left @ right^T`` of ``[n, I, X]`` and ``[n, J, X]``, in the room."""
-    return torch.bmm(left, right.mT, out=room((len(left), left.shape[1], right.shape[1]), left))
+    return torch.bmm(left, right.mT, out=room((left.shape[0], left.shape[1], right.shape[1]), left))
 
 
 def _mask_threshold(record: AttentionRecord) -> float:
