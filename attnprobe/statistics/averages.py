@@ -63,7 +63,8 @@ class Averages:
     def largest(self, name: str, values: Tensor, where: Tensor, power: int = 0) -> None:
         """Maximum over the rows ``where``."""
         if name in self.wanted:
-            each = torch.where(where, values, -torch.inf).amax(-1).double() / self.unit**power
+            each = torch.where(where, values, -torch.inf).amax(-1).double()
+            each = each / self.unit**power if power else each
             self._largest[f"{name}.max"] = each.unflatten(0, (-1, self.heads)).amax(0)
 
     def partial(self) -> Partial:
@@ -78,7 +79,7 @@ class Averages:
         counts = group.where.to(values.dtype)
         if self._weight is not None:
             values, counts = values * self._weight, counts * self._weight
-        scale = torch.stack([self.unit**-power for power in group.powers])
+        scale = torch.stack([self.unit**-power if power else torch.ones_like(self.unit) for power in group.powers])
         heads = self.heads
         if group.of_layer:  # whose heads have the rows in common
             values, counts, heads = self._over_heads(values), self._over_heads(counts), 1

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -116,14 +117,14 @@ class Scores:
         own = mask is not None and mask.ndim > 2 and mask.shape[-3] > 1 and mask.stride(-3) != 0
         return own or self.mask_mod is not None
 
-    @property
+    @cached_property
     def positions(self) -> Tensor:
         """``[B, T]``, where each query stands."""
         if self.record.positions is not None:
             return self.record.positions
         return torch.arange(self.queries, device=self.device).expand(self.batch, -1)
 
-    @property
+    @cached_property
     def limit(self) -> Tensor:
         """``[N, T]`` int32: how many of the first keys a row may see."""
         limit = (self.positions + 1).clamp(max=self.keys) if self.causal else torch.full_like(self.positions, self.keys)

@@ -129,23 +129,21 @@ class Sums:
         """
         pair, mass, shift = pairs.row, pairs.row["mass"], pairs.shift
         off = 1 - 1 / mass
+        pair["ee"] += off * (off * pair["square"] - 2 * (pair["square"] - pairs.share * mass))
+        pair["ec"] -= off * pair["pc"]
+        for name in ("plogp", "pc", "pcc", "distance"):
+            pair[name] /= mass
+        for name in ("square", "ppc", "ppcc"):
+            pair[name] /= mass.square()
         self.column["mass"] = pairs.usage
+        self.row |= pair
         self.row |= {
-            "entropy": mass.log2() - pair["plogp"] / mass,
-            "concentration": pair["square"] / mass.square(),
+            "entropy": mass.log2() - pair["plogp"],
+            "concentration": pair["square"],
             "max_weight": (pair["max_score"] - shift).exp2() / mass,
             "max_logit": pair["max_score"],
             "logit_spread": pair["max_score"] - pair["scores"] / self._pairs,
-            "drift": pair["pc"] / mass,
-            "pcc": pair["pcc"] / mass,
-            "ppc": pair["ppc"] / mass.square(),
-            "ppcc": pair["ppcc"] / mass.square(),
-            "min_c": pair["min_c"],
-            "c": pair["c"],
-            "cc": pair["cc"],
-            "ee": pair["ee"] + off * (off * pair["square"] - 2 * (pair["square"] - pairs.share * mass)),
-            "ec": pair["ec"] - off * pair["pc"],
-            "distance": pair["distance"] / mass,
+            "drift": pair["pc"],
             "self_mass": (self.row["self_score"] - shift).exp2() / mass,
             "sink_mass": (self.row["sink_score"] - shift).exp2() / mass,
         }

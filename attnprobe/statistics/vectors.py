@@ -72,14 +72,14 @@ class Vectors:
         error, output = self.scores.take(self.record.error, items), self.scores.take(self.record.output, items)
         self.largest[index] = _largest(error)
         exponent = torch.frexp(self.largest[index])[1].clamp(-100, 100)  # NaN, Inf and 0 have none to speak of
-        unit = torch.ldexp(torch.ones_like(self.largest[index]), -exponent)
-        error, length, centre, self.length["output"][index] = _scaled(error, unit, output)
+        unit = (1023 - exponent.long() << 52).view(torch.float64)  # 2^-exponent, which torch.ldexp takes its time for
+        error, length, centre, self.length["output"][index] = _scaled(error, unit.to(error.dtype), output)
         if not self._complete:
             outside = ~self._rows[index]
             error.masked_fill_(outside[..., None], 0)
             length.masked_fill_(outside, 0)
             centre.masked_fill_(outside, 0)
-        self.unit[index], self.centre[index], self.length["error"][index] = unit.double(), centre, length
+        self.unit[index], self.centre[index], self.length["error"][index] = unit, centre, length
         if self._directions:
             self.direction[index] = (torch.where(length > 0, 1 / length, 0)[:, None] @ error)[:, 0]
         return error

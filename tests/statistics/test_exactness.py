@@ -67,11 +67,10 @@ PADDED = (torch.arange(T) < 650)[None, None, None]
     "options", [{}, {"causal": True}, {"mask": PADDED}, {"sharpness": 20.0}], ids=lambda o: "".join(o)
 )
 def test_float32_with_the_log_sum_exp_of_the_kernel(options: dict[str, Any]) -> None:
-    record = captured(**options)
+    record = captured(**options, heads=1)
     if "sharpness" not in options:  # with scores of a hundred, the weights of a row add up to 1 less exactly
         assert weighed(record, set(NAMES)).kernel_lse
     assert_close(measured(record), record, 5e-6)
-    assert_close(measured(dataclasses.replace(record, logsumexp=None)), record, 5e-6)
 
 
 @pytest.mark.usefixtures("kernel")
@@ -209,17 +208,14 @@ def test_what_is_not_finite_stays_with_its_row_head_and_sequence(lse: bool, wher
 
 
 @pytest.mark.usefixtures("kernel")
-def test_a_key_that_nobody_sees_may_hold_anything() -> None:
-    clean = dataclasses.replace(
-        captured(length=130, mask=(torch.arange(130) < 60)[None, None, None]), output=None, logsumexp=None
-    )
-    names = ("value", "key", "query", "error")
-    tensors = {name: getattr(clean, name).clone() for name in names}
-    for tensor in tensors.values():
-        tensor[:, :, 60:] = math.nan
-    found, expected = measured(dataclasses.replace(clean, **tensors)), measured(clean)
-    for name in NAMES:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-9, equal_nan=True, msg=name)
+@pytest.mark.parametrize("name", ["query", "key", "value", "error"])
+def test_padding_may_hold_anything(name: str) -> None:
+    clean = captured(length=130, mask=(torch.arange(130) < 60)[None, None, None])
+    tensor = getattr(clean, name).clone()
+    tensor[:, :, 60:] = math.nan
+    found, expected = measured(dataclasses.replace(clean, **{name: tensor})), measured(clean)
+    for statistic in NAMES:
+        torch.testing.assert_close(found[statistic], expected[statistic], rtol=1e-5, atol=1e-9, msg=statistic)
 
 
 # What it costs
