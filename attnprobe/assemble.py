@@ -94,7 +94,8 @@ def _sample_notes(record: AttentionRecord, extent: Extent) -> list[str]:
     if extent.sequences is not None and extent.sequences < record.shape[0]:
         notes.append(f"the first {extent.sequences} of {record.shape[0]} sequences measured")
     if extent.heads is not None:
-        notes.append(f"only heads {', '.join(map(str, extent.heads))} measured, statistics of the layer over them")
+        chosen = [str(head) for head in extent.heads if head < record.shape[1]]
+        notes.append(f"only heads {', '.join(chosen)} measured; statistics of the layer are NaN")
     slow = uncompiled(record.value.device, record.value.dtype)
     if slow:
         notes.append(f"statistics in torch operations, which take longer, because {slow}")

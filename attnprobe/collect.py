@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attnprobe.assemble import Assembly, Measured
-from attnprobe.capture.session import CHANGED, FROZEN, REPEATED, SILENT, UNRECORDED, Seen, Session
+from attnprobe.capture.session import CHANGED, FROZEN, REPEATED, SILENT, UNRECORDED, Seen, Session, forgetful
 from attnprobe.catalog import Statistic
 from attnprobe.errors import ConfigurationError
 from attnprobe.extent import Extent
@@ -227,7 +227,7 @@ class Collector:
         except Exception as error:
             if self.strict:
                 raise
-            self.broken[statistic.name] = error
+            self.broken[statistic.name] = forgetful(error)
             return
         partial |= {f"{statistic.name}.sum": total, f"{statistic.name}.count": count}
 
@@ -240,7 +240,7 @@ class Collector:
         except Exception as error:
             if self.strict:
                 raise
-            self.broken["displacement on the reference batch"] = error
+            self.broken["displacement on the reference batch"] = forgetful(error)
             self.reference = None
             return {}
 

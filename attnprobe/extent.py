@@ -62,14 +62,21 @@ class Extent:
         """Partial results of a part as those of all ``heads`` of the layer, of which the others have none."""
         if self.heads is None:
             return partial
-        chosen = torch.tensor(self._heads(heads))
+        chosen = torch.tensor(self._heads(heads), dtype=torch.long, device="cpu")
         return {
-            key: value if key.startswith(_OF_LAYER) else _spread(key, value, chosen, heads)
+            key: _of_part(key, value, len(chosen) == heads)
+            if key.startswith(_OF_LAYER)
+            else _spread(key, value, chosen, heads)
             for key, value in partial.items()
         }
 
     def _heads(self, heads: int) -> list[int]:
         return [head for head in self.heads if head < heads] if self.heads is not None else [*range(heads)]
+
+
+def _of_part(key: str, value: Tensor, whole: bool) -> Tensor:
+    """Nothing is said of a layer from some of its heads, but how many rows are masked."""
+    return value if whole or key == "masked_rows.sum" else torch.full_like(value, torch.nan)
 
 
 def _spread(key: str, value: Tensor, chosen: Tensor, heads: int) -> Tensor:

@@ -74,7 +74,7 @@ class AttentionMonitorCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         check_options(every_n_steps, action)
-        Extent.of(rows, exact_routing, heads, sequences)
+        extent = Extent.of(rows, exact_routing, heads, sequences)
         self.writers = writer_list(writers)
         self._options: dict[str, Any] = {
             "every_n_steps": every_n_steps,
@@ -88,7 +88,7 @@ class AttentionMonitorCallback(TrainerCallback):  # type: ignore[misc]
             "include_frozen": include_frozen,
             "rows": rows,
             "exact_routing": exact_routing,
-            "heads": heads,
+            "heads": extent.heads,
             "sequences": sequences,
             "compiled": compiled,
             "strict": strict,

@@ -52,6 +52,8 @@ class AttentionRecord:
         self_attention: True if queries and keys are the same tokens, False for
             cross-attention, None where that is unknown.
         positions: ``[B, T]``, where each query stands among the keys, ascending; None if it is its index.
+        sampled_from: how many queries there were, of which those at ``positions`` are a part.
+        mask_threshold: from which value of an additive mask on a pair is masked; None to tell by its values.
         query_tokens: ``[B, T]`` boolean, True = real token, given by the user; None = derive.
         key_tokens: ``[B, S]`` boolean, True = real token, given by the user; None = derive.
     """
@@ -73,6 +75,8 @@ class AttentionRecord:
     logsumexp: Tensor | None = None
     lse_error: Tensor | None = None
     positions: Tensor | None = None
+    sampled_from: int | None = None
+    mask_threshold: float | None = None
     self_attention: bool | None = None
     query_tokens: Tensor | None = None
     key_tokens: Tensor | None = None
@@ -97,6 +101,11 @@ class AttentionRecord:
         batch, heads, queries = scores.shape[:3]
         groups, keys = self.value.shape[1:3]
         return batch, heads, groups, queries, keys
+
+    @property
+    def whole_queries(self) -> int:
+        """``T``, of the call that the record may be a part of."""
+        return self.shape[3] if self.sampled_from is None else self.sampled_from
 
     @property
     def _score_shape(self) -> list[int]:

@@ -338,7 +338,13 @@ class Session:
         except Exception as exception:
             if self.strict or isinstance(exception, _ENOUGH):
                 raise
-            self.problems.setdefault(module, exception)
+            self.problems.setdefault(module, forgetful(exception))
+
+
+def forgetful(exception: Exception) -> Exception:
+    """The exception without the frames, and with them the tensors, that it came through."""
+    exception.__context__ = exception.__cause__ = None
+    return exception.with_traceback(None)
 
 
 def _traced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,10 @@ ERROR, EXTENDED, MASKED = 1, 2, 4
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="attnprobe")
+
+
+if hasattr(os, "register_at_fork"):  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 class CompiledTile:
@@ -91,30 +97,39 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def scaled(vectors: Tensor, factor: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def scaled(
+    vectors: Tensor, factor: Tensor, other: Tensor, library: Any = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``vectors`` ``[n, T, D]`` times ``factor`` ``[n]``, their lengths, products with ``other``, and its lengths."""
     other = other.expand_as(vectors)
-    copy = torch.empty(vectors.shape)
-    length, product, other_length = torch.empty(3, *vectors.shape[:2])
+    copy = _empty(vectors.shape)
+    length, product, other_length = (_empty(vectors.shape[:2]) for _ in range(3))
     outputs = (x.data_ptr() for x in (copy, length, product, other_length))
     inputs = (*_given(vectors), factor.data_ptr(), other.data_ptr(), *other.stride()[:2])
-    _library().attnprobe_vectors(*inputs, *outputs, length.shape[1])
+    (library or _library()).attnprobe_vectors(*inputs, *outputs, length.shape[1])
     return copy, length, product, other_length
 
 
-def lengths(vectors: Tensor) -> Tensor:
+def lengths(vectors: Tensor, library: Any = None) -> Tensor:
     """Of ``vectors`` ``[n, T, D]``."""
-    length = torch.empty(vectors.shape[:2])
+    length = _empty(vectors.shape[:2])
     nothing = (None, None, 0, 0, None)
-    _library().attnprobe_vectors(*_given(vectors), *nothing, length.data_ptr(), None, None, length.shape[1])
+    (library or _library()).attnprobe_vectors(
+        *_given(vectors), *nothing, length.data_ptr(), None, None, length.shape[1]
+    )
     return length
 
 
-def largest(vectors: Tensor) -> Tensor:
+def largest(vectors: Tensor, library: Any = None) -> Tensor:
     """Largest absolute value of each item, ``[n]``; NaN if there is one."""
-    found = torch.empty(len(vectors))
-    _library().attnprobe_largest(*_given(vectors), found.data_ptr())
+    found = _empty((len(vectors),))
+    (library or _library()).attnprobe_largest(*_given(vectors), found.data_ptr())
     return found
+
+
+def _empty(shape: Sequence[int]) -> Tensor:
+    """Whatever default dtype or device the user has chosen."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _given(vectors: Tensor) -> tuple[int, ...]:
@@ -123,17 +138,59 @@ def _given(vectors: Tensor) -> tuple[int, ...]:
 
 
 def differs(library: Any) -> bool:
-    """Whether the compiled pass and torch disagree on a tile of everything."""
-    from attnprobe.statistics.pair_sums import PairSums, Tile
+    """Whether a function of the library and torch disagree, in any variant, also about NaN and Inf."""
+    from attnprobe.statistics.vectors import torch_largest, torch_scaled
 
-    wave = torch.arange(2 * 5 * 67, dtype=torch.float32).view(2, 5, 67).sin()
-    limit = torch.tensor([[67, 1, 0, 40, 67]] * 2, dtype=torch.int32)
-    results = []
-    for compiled in (CompiledTile(library.attnprobe_tile), None):
-        shift = limit.clamp(min=1).log2()
-        vectors = {"limit": limit, "shift": shift, "centre": shift.sin(), "place": limit.float()}
-        sums = PairSums(**vectors, share=(-shift).exp2(), keys=67, extended=True, compiled=compiled)
-        index, rows, columns = slice(0, 2), slice(0, 5), slice(0, 67)
-        sums.add(Tile(index, rows, columns, 4 * wave, wave.roll(1), None, limited=True))
-        results.append((sums.sums, sums.usage))
-    return not all(torch.allclose(a, b, 1e-5, 1e-5) for a, b in zip(*results, strict=True))
+    pairs = all(
+        torch.allclose(a, b, 1e-5, 1e-5, equal_nan=True)
+        for masked in (False, True)
+        for error in (False, True)
+        for extended in (False, True)
+        for a, b in zip(
+            *(_example(kernel, masked, error, extended) for kernel in (CompiledTile(library.attnprobe_tile), None)),
+            strict=True,
+        )
+    )
+    vectors = _wave(2, 5, 19)
+    factor, other = vectors[:, 0, 1].contiguous(), vectors.roll(1, 0)[:, :1]
+    ours, theirs = scaled(vectors, factor, other, library), torch_scaled(vectors, factor, other)
+    same = all(torch.allclose(a, b, 1e-5, 1e-5) for a, b in zip(ours, theirs, strict=True))
+    same &= torch.allclose(lengths(vectors, library), torch.linalg.vector_norm(vectors, dim=-1), 1e-5)
+    vectors[1, 2, 3] = torch.nan
+    same &= torch.equal(largest(vectors, library).nan_to_num(-1), torch_largest(vectors).nan_to_num(-1))
+    return not (pairs and same)
+
+
+def _wave(*shape: int) -> Tensor:
+    size = torch.Size(shape).numel()
+    return torch.arange(size, dtype=torch.float32, device="cpu").view(shape).sin()
+
+
+def _example(kernel: CompiledTile | None, masked: bool, error: bool, extended: bool) -> tuple[Tensor, Tensor]:
+    """Sums over a tile with rows that see little or nothing, and one each with NaN and Inf."""
+    from attnprobe.statistics.pair_sums import LARGEST, PairSums, Tile
+
+    wave = _wave(2, 6, 67)
+    limit = torch.tensor([[67, 1, 0, 40, 67, 67]] * 2, dtype=torch.int32, device="cpu")
+    shift = limit.clamp(min=1).float().log2()
+    sums = PairSums(
+        limit=limit,
+        shift=shift,
+        centre=shift.sin(),
+        place=limit.float(),
+        share=(-shift).exp2(),
+        keys=67,
+        extended=extended,
+        compiled=kernel,
+    )
+    scores, compatibilities = 4 * wave, wave.roll(1)
+    scores[1, 4, 5] = compatibilities[1, 4, 5] = torch.nan
+    compatibilities[1, 5, 7] = torch.inf
+    visible = None
+    if masked:
+        visible = torch.arange(67, device="cpu") % 3 > 0
+        scores = torch.where(visible, scores, -LARGEST)
+        limit.fill_(67)
+    whole = slice(0, 2), slice(0, 6), slice(0, 67)
+    sums.add(Tile(*whole, scores, compatibilities if error else None, visible, limited=not masked))
+    return sums.sums, sums.usage

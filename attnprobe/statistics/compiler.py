@@ -10,14 +10,17 @@ import ctypes
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 SOURCE = Path(__file__).with_name("tile.c")
 COMPILERS = ("cc", "gcc", "clang")
+TIMEOUT = 30  # seconds
 # -ffast-math would lose NaN.
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp-simd", "-shared", "-fPIC")
 NATIVE = (("-march=native", "-mprefer-vector-width=512"), ("-mcpu=native",), ())
@@ -50,15 +53,16 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or None and why there is none."""
     from attnprobe.statistics.compiled import differs
 
-    compiler = next(filter(None, map(shutil.which, (*filter(None, [os.environ.get("CC")]), *COMPILERS))), None)
-    if compiler is None:
-        return None, "no C compiler was found"
-    try:
-        library = _compile(compiler)
-        wrong = differs(library)
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        return None, f"{compiler} could not be used: {error}"
-    return (None, f"what {compiler} makes gives other numbers") if wrong else (library, "")
+    reasons = []
+    for compiler in dict.fromkeys(filter(None, map(shutil.which, (os.environ.get("CC", ""), *COMPILERS)))):
+        try:
+            library = _compile(compiler)
+            if not differs(library):
+                return library, ""
+            reasons.append(f"what {compiler} makes gives other numbers")
+        except Exception as error:  # whatever a compiler, or what it made, may do
+            reasons.append(f"{compiler} could not be used: {error}")
+    return None, "; ".join(reasons) or "no C compiler was found"
 
 
 def _compile(compiler: str) -> ctypes.CDLL:
@@ -66,14 +70,26 @@ def _compile(compiler: str) -> ctypes.CDLL:
         path = Path(folder) / "tile.so"
         for native in NATIVE:
             command = [compiler, *FLAGS, *native, str(SOURCE), "-o", str(path), "-lm"]
-            result = subprocess.run(command, capture_output=True, timeout=60, text=True, check=False)
-            if result.returncode == 0:
+            code, said = _run(command)
+            if code == 0:
                 break
         else:
-            raise OSError(result.stderr.strip().splitlines()[-1:] or result.returncode)
+            raise OSError(said.strip().splitlines()[-1:] or code)
         library = ctypes.CDLL(str(path))
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, name)
         function.restype = None
         function.argtypes = [_POINTER if kind == "p" else _NUMBER for kind in arguments.replace(" ", "")]
     return library
+
+
+def _run(command: list[str]) -> tuple[int, str]:
+    """Exit code and errors; a compiler that hangs is killed with all that it started."""
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, start_new_session=True, **options) as process:
+        try:
+            errors = process.communicate(timeout=TIMEOUT)[1]
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, errors.decode(errors="replace")

@@ -62,7 +62,7 @@ def nonfinite(sums: Sums) -> Partial:
         size = vectors.largest if kind == "error" else vectors.length[kind]
         asked = tensor.device.type == "cpu" and tensor is not record.logits  # where an answer costs nothing
         if asked and bool(size.sum().isfinite()):
-            result[f"nonfinite.{kind}"] = torch.zeros(heads, dtype=torch.float64)
+            result[f"nonfinite.{kind}"] = torch.zeros(heads, dtype=torch.float64, device=tensor.device)
         else:
             bad = (~tensor.isfinite()).sum((0, 2, 3), dtype=torch.float64)
             result[f"nonfinite.{kind}"] = bad.repeat_interleave(heads // tensor.shape[1])

@@ -52,6 +52,7 @@ class PairSums:
         place: ``[N, T]``, position of each query.
         share: ``[N, T]``, 1 / n.
         keys: ``S``.
+        partial: whether there may be rows that do not count.
         extended: also sum what no core statistic needs.
         compiled: the C function, if it can be used.
     """
@@ -65,12 +66,13 @@ class PairSums:
         place: Tensor,
         share: Tensor,
         keys: int,
+        partial: bool = True,
         extended: bool,
         compiled: CompiledTile | None = None,
     ) -> None:
         vectors = (limit, shift, centre, place, share)
         self.limit, self.shift, self.centre, self.place, self.share = (vector.contiguous() for vector in vectors)
-        self.extended, self.compiled = extended, compiled
+        self.partial, self.extended, self.compiled = partial, extended, compiled
         self.sums = share.new_zeros(len(ROW_SUMS), *share.shape)
         self.row = dict(zip(ROW_SUMS, self.sums.unbind(), strict=True))
         self.row["max_score"].fill_(-LARGEST)
@@ -108,7 +110,10 @@ class PairSums:
             scores = torch.where(visible, scores, -LARGEST)
         row["scores"] += (scores if visible is None else torch.where(visible, scores, 0)).sum(-1)
         row["max_score"].copy_(torch.maximum(row["max_score"], scores.amax(-1)))
-        logs = scores.sub_(self.shift[index, rows, None])
+        shift = self.shift[index, rows, None]
+        logs = scores.sub_(shift)
+        if self.partial:  # whatever a row holds that does not count
+            logs = torch.where(shift < LARGEST, logs, -LARGEST)
         weights = torch.exp2(logs, out=self._room(logs.shape, logs))
         self.usage[index, columns] += weights.sum(-2)
         row["mass"] += weights.sum(-1)

@@ -123,7 +123,7 @@ def _mean(partial: Partial, name: str) -> Tensor:
 
 def _gram_values(name: str, partial: Partial) -> Tensor:
     """Head similarity or stable rank from the second moments of the outputs, ``[H]``."""
-    count = partial["output.count"].mean()
+    count, absent = partial["output.count"].amax(), partial["output.count"] == 0
     mean = partial["output.vector"] / count
     covariance = partial["output.gram"] / count - torch.einsum("he,gf->hgef", mean, mean)
     own = covariance.diagonal(dim1=0, dim2=1).permute(2, 0, 1)
@@ -138,4 +138,6 @@ def _gram_values(name: str, partial: Partial) -> Tensor:
     if len(similarity) < 2:
         return torch.full_like(norms, torch.nan)
     others: Tensor = similarity.fill_diagonal_(-torch.inf)
-    return others.amax(-1)
+    others[:, absent] = -torch.inf  # heads that were not measured
+    most = others.amax(-1)
+    return torch.where(absent | (most == -torch.inf), torch.nan, most)

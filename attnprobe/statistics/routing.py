@@ -33,7 +33,7 @@ def add_landmarks(averages: Averages, sums: Sums) -> None:
     """Weights on two keys that can be looked up: the row's own and the first."""
     rows, row = sums.rows, sums.row
     averages.mean("self_mass", row["self_mass"], sums.choosing if sums.self_attention else torch.zeros_like(rows))
-    sees = rows & (row["sink_score"] > -LARGEST / 10)
+    sees = rows & ~(row["sink_score"] <= -LARGEST / 10)  # a NaN is seen
     sees &= sums.key_tokens.any(-1).repeat_interleave(sums.scores.heads)[:, None]
     if sums.record.self_attention:
         positions = sums.scores.positions.repeat_interleave(sums.scores.heads, 0)

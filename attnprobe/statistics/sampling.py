@@ -33,6 +33,9 @@ LEAST = 16
 _OVER_CHOOSING, _OVER_ROWS = ("advantage_std",), ("score_grad_norm", "residual")
 
 
+#: What a sample says nothing of.
+_OF_LAYER = {"shared_dead_columns"}
+_BEYOND = {"value_grad_norm", *COLUMN_STATISTICS}
 _ROUTING = {
     *("entropy", "normalized_entropy", "effective_keys", "max_weight", "concentration", "max_logit", "logit_spread"),
     *("sink_mass", "self_mass", "mean_distance", "entropy_8", *COLUMN_STATISTICS),
@@ -47,7 +50,8 @@ def draw(record: AttentionRecord, rows: int, generator: torch.Generator) -> tupl
     even = torch.full((batch, rest), 1 / rest, dtype=torch.float64, device=record.value.device)
     probability = even
     if record.error is not None:
-        size = torch.linalg.vector_norm(record.error[:, :, certain:], dim=(1, 3), dtype=torch.float32)
+        dtype = torch.promote_types(record.error.dtype, torch.float32)
+        size = torch.linalg.vector_norm(record.error[:, :, certain:], dim=(1, 3), dtype=dtype)
         size = (size / size.amax(-1, keepdim=True)).double().square()
         share = size / size.sum(-1, keepdim=True)
         usable = share.isfinite().all(-1, keepdim=True)  # not so without any error, or with one that is NaN
@@ -62,7 +66,7 @@ def draw(record: AttentionRecord, rows: int, generator: torch.Generator) -> tupl
 def look(record: AttentionRecord) -> tuple[Sums, bool]:
     """Which rows and keys of the whole record count, and whether that is known without its scores."""
     scores = Scores(record)
-    known = not (scores.masked_by_scores or scores.masks_differ)
+    known = not (scores.masked_by_scores or scores.mask_mod)
     if known:
         seen = visibility.prefix(scores) if scores.plain else visibility.scan(scores)
     else:
@@ -84,10 +88,13 @@ def sampled(record: AttentionRecord, whole: Sums, positions: Tensor) -> Attentio
 
 def estimate(sums: Sums, whole: Sums, names: set[str], draws: Draws, *, known: bool) -> Partial:
     """Partial results from the sums of a sample; ``known`` says whether the rows of the whole record are counted."""
-    partial = families.of_weights(sums, names - {"value_grad_norm"}, draws)
+    partial = families.of_weights(sums, names - _BEYOND, draws)
+    for name in names & _BEYOND:  # also where exact micro-batches are added to it
+        one = torch.ones(1 if name in _OF_LAYER else whole.scores.heads, dtype=torch.float64, device=sums.rows.device)
+        partial |= {f"{name}.sum": one * torch.nan, f"{name}.count": one}
     partial |= {f"{key[:-4]}.bound": torch.ones_like(partial[key]) for key in [*partial] if key.endswith(".max")}
-    if known:
-        heads = (whole.scores.batch, whole.scores.heads)
+    heads = (whole.scores.batch, whole.scores.heads)
+    if known and sums.record.error is not None:
         for counted, where in ((_OVER_CHOOSING, whole.choosing), (_OVER_ROWS, whole.rows)):
             count = where.sum(-1, dtype=torch.float64).unflatten(0, heads).sum(0)
             for name in counted:

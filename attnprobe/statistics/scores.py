@@ -85,7 +85,7 @@ class Scores:
         self.plain = not self.masked_by_scores and record.mask is None and record.mask_mod is None
         self.dtype = torch.float64 if record.value.dtype == torch.float64 else torch.float32
         self.device = record.value.device
-        self.threshold = _mask_threshold(record)
+        self.threshold = mask_threshold(record)
         sizes = (self.batch, self.heads, self.queries, self.keys)
         self.score_mod = self.mask_mod = None
         if record.score_mod is not None:
@@ -305,13 +305,15 @@ def product(left: Tensor, right: Tensor, room: Room) -> Tensor:
     return torch.bmm(left, right.mT, out=room((left.shape[0], left.shape[1], right.shape[1]), left))
 
 
-def _mask_threshold(record: AttentionRecord) -> float:
+def mask_threshold(record: AttentionRecord) -> float:
     """The additive value from which on a pair counts as masked.
 
     A mask that holds exactly two values, 0 and something at or below -50, is a mask whatever its lower value. So is
     one with nothing between -75 and -25 and something below: a bias to which a mask of 0 and -100 was added. Any
     other additive mask is a bias that may also mask.
     """
+    if record.mask_threshold is not None:
+        return record.mask_threshold
     mask = record.mask
     if mask is None or mask.dtype == torch.bool or mask.numel() == 0:
         return MASK_VALUE

@@ -1,8 +1,8 @@
 """Every statistic of one attention call without ever holding a ``T x S`` tensor.
 
 As in flash attention, scores are computed anew, tile by tile. Where the kernel left the log-sum-exp of each row, one
-pass is enough: the weights of a row must add up to 1, and where they do not a first pass finds the log-sum-exp. Row
-sums stay in the working dtype; everything that is summed over rows is summed in float64.
+pass is enough: the weights of a row must add up to 1, and where they do not a first pass finds the log-sum-exp. Sums
+of one row, or of one column, stay in the working dtype; sums of those are taken in float64.
 """
 
 from __future__ import annotations

@@ -6,12 +6,16 @@ Scores, entropies and logarithms are in units of ln 2.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attnprobe.statistics.pair_sums import LARGEST, PairSums
 from attnprobe.statistics.scores import Items, Scores
 from attnprobe.statistics.vectors import Vectors
 from attnprobe.statistics.visibility import Visibility
+
+#: One, in whole numbers.
+FIXED = 2.0**40
 
 
 class _Vectors(dict[str, Tensor]):
@@ -64,8 +68,7 @@ class Sums:
 
     @property
     def self_attention(self) -> bool:
-        same = self.record.positions is not None or self.scores.queries == self.scores.keys
-        return self.record.self_attention is True and same
+        return self.record.self_attention is True and self.record.whole_queries == self.scores.keys
 
     def _find_padding(self, visibility: Visibility) -> None:
         scores, record = self.scores, self.record
@@ -113,14 +116,16 @@ class Sums:
             self.row[f"{name}_mass"] = (self.row[f"{name}_score"] - logsumexp).exp2()
 
     def count_readers(self) -> None:
-        """Which rows could read each column, of a record without masks."""
-        alike = slice(0, 1) if self.complete else slice(None)
-        limit = self.scores.limit[alike].long()
+        """Which rows could read each column, of a record without masks, where later rows see no less."""
+        scores, alike = self.scores, slice(0, 1) if self.complete else slice(None)
+        keys = torch.arange(scores.keys, dtype=torch.int32, device=scores.device)
+        limit = scores.limit[alike].contiguous()
+        first = torch.searchsorted(limit, keys.expand(len(limit), -1).contiguous(), right=True)
         for name, each in (("rows", self.rows[alike]), ("uniform", self.shares[alike])):
-            by_limit = torch.zeros(len(limit), self.scores.keys + 1, dtype=torch.float64, device=limit.device)
-            by_limit.scatter_add_(1, limit, each.double())
-            read = by_limit.flip(1).cumsum(1).flip(1)[:, 1:]
-            self.column[name] = read.to(self.scores.dtype).expand(self.scores.count, -1)
+            # In whole numbers: the sum is exact, and the same on every device.
+            fixed = F.pad((each.double() * FIXED).long(), (0, 1))
+            read = fixed.flip(1).cumsum(1).flip(1).gather(1, first)
+            self.column[name] = (read.double() / FIXED).to(scores.dtype).expand(scores.count, -1)
 
     def finish(self, pairs: PairSums) -> None:
         """Turn sums over ``p = 2^(s - shift)`` into sums over the weights ``p / sum p``, and c into what sums to 0.

@@ -10,7 +10,7 @@
 enum { ERROR = 1, EXTENDED = 2, MASKED = 4 };
 enum { MASS, PLOGP, SQUARE, SCORES, MAX_SCORE, PC, PPC, PCC, PPCC, MIN_C, C_, CC, EE, EC, FAR, ROWS };
 
-/* 2^x to 2e-7 for x in [-127, 127]; exactly 0 at -127, whose exponent is that of 0. NaN stays NaN. */
+/* 2^x to 2e-7 for x in [-127, 128]; 0 at -127 and Inf at 128, whose exponents are theirs. NaN stays NaN. */
 static inline float power(float x) {
     float r = rintf(x), f = x - r;
     float y = 1.32297e-3f;
@@ -19,9 +19,9 @@ static inline float power(float x) {
     y = y * f + 2.4022305e-1f;
     y = y * f + 6.9314695e-1f;
     y = y * f + 1.0f;
-    int32_t bits;
+    uint32_t bits;
     memcpy(&bits, &y, 4);
-    bits += (int32_t)r * (1 << 23);
+    bits += (uint32_t)(int32_t)r << 23;
     memcpy(&y, &bits, 4);
     return y;
 }
@@ -35,8 +35,7 @@ static inline __attribute__((always_inline)) void row(float *restrict s, const f
 #pragma omp simd reduction(+ : mass, plogp, square, scores, pc, ppc, pcc, ppcc, sum, cc, ee, ec, far) \
     reduction(max : top) reduction(min : low)
     for (long j = 0; j < columns; j++) {
-        /* Above 127, where the shift is far off, p is garbage, which cannot add up to 1. */
-        float score = s[j], x = score - shift, near = x < -127.0f ? -127.0f : x, p = power(near);
+        float score = s[j], x = score - shift, near = x < -127.0f ? -127.0f : 128.0f < x ? 128.0f : x, p = power(near);
         int hidden = (what & MASKED) && score < HIDDEN;
         usage[j] += p;
         mass += p;
@@ -96,8 +95,8 @@ static inline __attribute__((always_inline)) void row(float *restrict s, const f
 
 /* A tile [items, rows, columns] of scores and compatibilities, whose first column is key number `first`. Arrays over
    rows are at the tile's first row, `length` apart between items; `sums` is [ROWS, *], `stride` apart; `usage` is at
-   the tile's first column, `keys` apart between items. A row sees the keys before its `limit`. Where EXTENDED, `scores`
-   become the weights. */
+   the tile's first column, `keys` apart between items. A row sees the keys before its `limit`, and does not count where
+   its shift is LARGEST. Where EXTENDED, `scores` become the weights. */
 void attnprobe_tile(float *scores, const float *compatibilities, long items, long rows, long columns, long first,
                     const int32_t *limits, const float *shifts, const float *centres, const float *shares,
                     const float *places, long length, float *sums, long stride, float *usage, long keys, long what) {
@@ -112,7 +111,7 @@ void attnprobe_tile(float *scores, const float *compatibilities, long items, lon
             memset(strip, 0, sizeof strip);
             for (long i = 0; i < rows; i++) {
                 long at = (n * rows + i) * columns + j, width = limit[i] - first - j;
-                width = width < 0 ? 0 : width < whole ? width : whole;
+                width = width < 0 || shift[i] >= LARGEST ? 0 : width < whole ? width : whole;
                 float *s = scores + at;
                 const float *b = compatibilities ? compatibilities + at : s;
                 switch (what) {

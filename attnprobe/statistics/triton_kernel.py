@@ -42,6 +42,7 @@ def pair_sums(
     shift: Tensor,
     limit: Tensor,
     position: Tensor,
+    share: Tensor,
     *,
     error: Tensor | None = None,
     value: Tensor | None = None,
@@ -54,8 +55,9 @@ def pair_sums(
         query, key: float32, bfloat16 or float16, multiplied in float32.
         shift: float32; a row whose shift is 1e30 has ``p = 0``.
         limit, position: int32; how many keys the row sees, and which key has distance 0 from it.
+        share: float32; the weight of a key under uniform attention.
         error, value, centre: all or none; they give ``c = error_i . value_j - centre_i``.
-        extended: whether to sum distances and ``e = p - 1 / max(limit, 1)`` too.
+        extended: whether to sum distances and ``e = p - share`` too.
 
     Returns:
         float32 ``[N, T]`` by name: ``mass`` p, ``plogp`` px, ``square`` p², ``logs`` x, ``max_log`` the largest x
@@ -66,7 +68,7 @@ def pair_sums(
     names = ALWAYS + (WITH_ERROR if error is not None else ()) + (EXTENDED if extended else ())
     names += EXTENDED_WITH_ERROR if extended and error is not None else ()
     query, key = query.contiguous(), key.contiguous()
-    others = (shift, limit, position, error, value, centre)
+    others = (shift, limit, position, share, error, value, centre)
     items, queries, keys = query.shape[0], query.shape[1], key.shape[1]
     sums = torch.empty(items, len(names), queries, dtype=torch.float32, device=query.device)
     usage = torch.zeros(items, keys, dtype=torch.float32, device=query.device)
@@ -136,7 +138,8 @@ def _log_sum_exp(
 
 @triton.jit
 def _pair_sums(
-    query, key, shift, limit, position, error, value, centre, sums, usage, repeats, queries, keys, width, value_width,
+    query, key, shift, limit, position, share, error, value, centre, sums, usage,
+    repeats, queries, keys, width, value_width,
     NAMES: tl.constexpr, ERROR: tl.constexpr, EXTENDED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -155,7 +158,7 @@ def _pair_sums(
         sum_ee, sum_ec, sum_c, sum_cc = zero, zero, zero, zero
     if EXTENDED:
         positions = tl.load(position + row, inside, 0)
-        uniform = 1.0 / tl.maximum(seen, 1).to(tl.float32)
+        uniform = tl.load(share + row, inside, 0.0)
         distance = zero
 
     for start in range(0, tl.max(seen, 0), COLUMNS):
@@ -163,7 +166,7 @@ def _pair_sums(
         visible = columns[None, :] < seen[:, None]
         x = _products(query, key, rows, columns, queries, keys, width, ROWS, COLUMNS, WIDTH)
         x = tl.where(visible, x - shifts[:, None], -1e30)
-        p = tl.exp2(x)
+        p = tl.where(shifts[:, None] < 1e30, tl.exp2(x), 0.0)  # whatever a row holds that does not count
         mass += tl.sum(p, 1)
         plogp += tl.sum(tl.where(p == 0.0, 0.0, p * x), 1)
         square += tl.sum(p * p, 1)

@@ -36,7 +36,14 @@ class TritonPath:
         shift, limit = pairs.shift[index], pairs.limit[index]
         errors = {} if error is None else {"error": error, "value": value, "centre": pairs.centre[index]}
         sums, usage = self._kernels.pair_sums(
-            items.query, items.key, shift, limit, pairs.place[index].int(), extended=pairs.extended, **errors
+            items.query,
+            items.key,
+            shift,
+            limit,
+            pairs.place[index].int(),
+            pairs.share[index],
+            extended=pairs.extended,
+            **errors,
         )
         sums["max_score"] = sums.pop("max_log") + shift
         sums["scores"] = sums.pop("logs") + limit * shift
@@ -84,7 +91,7 @@ def agrees(path: TritonPath, device: torch.device) -> bool:
             shift=shift,
             centre=shift.sin(),
             place=place.float(),
-            share=1 / limit,
+            share=1 / (limit + 1),
             keys=70,
             extended=True,
         )

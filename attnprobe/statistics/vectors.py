@@ -27,14 +27,11 @@ class Vectors:
         rows: ``[N, T]``, queries that count.
         keys_seen: ``[B, S]``, keys that some query sees.
         complete: whether all do.
-        directions: whether ``direction`` is wanted.
     """
 
-    def __init__(
-        self, scores: Scores, rows: Tensor, keys_seen: Tensor, *, complete: bool, directions: bool = True
-    ) -> None:
+    def __init__(self, scores: Scores, rows: Tensor, keys_seen: Tensor, *, complete: bool) -> None:
         self.scores, self.record = scores, scores.record
-        self._rows, self._keys_seen, self._complete, self._directions = rows, keys_seen, complete, directions
+        self._rows, self._keys_seen, self._complete = rows, keys_seen, complete
         count, zeros = scores.count, rows.new_zeros(rows.shape, dtype=scores.dtype)
         self.length = {"query": zeros, "output": zeros.clone(), "error": zeros.clone()}
         self.length |= {name: zeros.new_zeros(count, scores.keys) for name in ("key", "value")}
@@ -80,8 +77,7 @@ class Vectors:
             length.masked_fill_(outside, 0)
             centre.masked_fill_(outside, 0)
         self.unit[index], self.centre[index], self.length["error"][index] = unit, centre, length
-        if self._directions:
-            self.direction[index] = (torch.where(length > 0, 1 / length, 0)[:, None] @ error)[:, 0]
+        self.direction[index] = (torch.where(length > 0, 1 / length, 0)[:, None] @ error)[:, 0]
         return error
 
     def values(self, items: Items) -> Tensor:
@@ -105,15 +101,20 @@ def _lengths(vectors: Tensor) -> Tensor:
 
 def _largest(vectors: Tensor) -> Tensor:
     """Largest absolute value ``[n]`` of ``[n, T, D]``; NaN if there is one."""
-    if _compiled(vectors):
-        return compiled.largest(vectors)
+    return compiled.largest(vectors) if _compiled(vectors) else torch_largest(vectors)
+
+
+def torch_largest(vectors: Tensor) -> Tensor:
     return torch.maximum(vectors.amax((1, 2)), -vectors.amin((1, 2)))
 
 
 def _scaled(vectors: Tensor, factor: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``[n, T, D]`` times ``factor`` ``[n]``, its lengths, products with ``other``, and whose lengths, ``[n, T]``."""
-    if _compiled(vectors) and other.stride(-1) == 1:
-        return compiled.scaled(vectors, factor, other)
+    serves = _compiled(vectors) and other.stride(-1) == 1
+    return (compiled.scaled if serves else torch_scaled)(vectors, factor, other)
+
+
+def torch_scaled(vectors: Tensor, factor: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     vectors, other = vectors * factor[:, None, None], other.expand_as(vectors)
     length, other_length = (torch.linalg.vector_norm(x, dim=-1) for x in (vectors, other))
     return vectors, length, (vectors * other).sum(-1), other_length

@@ -13,8 +13,9 @@ from attnprobe.statistics.triton_path import kernels_for
 
 #: Statistics of pairs that no core statistic is made of.
 _EXTENDED = {"self_mass", "mean_distance", "advantage_alignment", "value_grad_norm"}
-#: How far the sum of a row's weights may be from 1.
-_CERTAIN = {torch.float32: 1e-5, torch.float64: 1e-13}
+#: How far the sum of a row's weights may be from 1; only usage and value gradient are not made good for it, and over
+#: many rows it averages out.
+_CERTAIN = {torch.float32: 1e-4, torch.float64: 1e-13}
 
 
 class WeightPass:
@@ -30,6 +31,9 @@ class WeightPass:
         self.extended = bool(names & _EXTENDED)
         self.wants_value_gradient = "value_grad_norm" in names
         self._room = Room()
+        # Where asking costs nothing: no tile after the last first key has to be looked at for it.
+        on_host = scores.device.type == "cpu"
+        self._last_first = int(sums.first_key.max()) if on_host else scores.keys
 
     def run(self, logsumexp: Tensor) -> None:
         """Fill ``sums``; ``logsumexp`` ``[N, T]`` is over ln 2."""
@@ -43,6 +47,7 @@ class WeightPass:
             place=scores.positions.to(scores.dtype).repeat_interleave(scores.heads, 0),
             share=sums.shares,
             keys=scores.keys,
+            partial=not sums.complete,
             extended=self.extended,
             compiled=compiled_tile(scores.device, scores.dtype),
         )
@@ -50,7 +55,7 @@ class WeightPass:
         triton = kernels_for(scores) if self.record.kept is None and not self.wants_value_gradient else None
         for items in scores.bare_chunks() if scores.plain else scores.large_chunks():
             if scores.plain:
-                items = sums.look_up(items, own=self.extended)
+                items = sums.look_up(items, own=self.extended and triton is not None)
             if self.lengths:
                 vectors.measure(items, queries=not scores.plain)
             error, value = vectors.errors(items), vectors.values(items)
@@ -76,8 +81,9 @@ class WeightPass:
             gradient = torch.zeros(value.shape, dtype=value.dtype, device=value.device)
         for rows, columns in scores.tiles():
             tile, visible = scores.unlimited_tile(items, rows, columns)
+            self._look_at(items, rows, columns, tile)
             if not scores.plain:
-                self._look_at(items, rows, columns, tile, visible)
+                self._count_readers(items, rows, columns, visible, tile)
             dropout = scores.dropout(items, rows, columns)
             compatibilities = None
             if error is not None:
@@ -98,18 +104,28 @@ class WeightPass:
         if sink is not None:
             pairs.add_key(items.index, sink, None if self.record.error is None else 0.0)
 
-    def _look_at(self, items: Items, rows: slice, columns: slice, tile: Tensor, visible: Tensor | None) -> None:
-        """The same from a tile, and how many rows see its columns."""
-        sums, scores, index = self.sums, self.scores, items.index
-        targets = {"sink_score": sums.first_key[index, None]}
-        if self.extended and sums.self_attention:
-            targets["self_score"] = scores.positions[items.batches, rows].repeat_interleave(items.number, 0)
-        for name, target in targets.items():
-            inside = (target >= columns.start) & (target < columns.stop)
-            where = (target - columns.start).clamp(0, tile.shape[-1] - 1).expand(-1, tile.shape[1])
-            picked = tile.gather(2, where[..., None])[..., 0]
-            score = sums.row[name][index, rows]
-            score.copy_(torch.where(inside, picked, score))
+    def _look_at(self, items: Items, rows: slice, columns: slice, tile: Tensor) -> None:
+        """Two scores of each row, the first key's and its own: from the tile, where they round as in the softmax."""
+        sums, scores = self.sums, self.scores
+        if columns.start <= self._last_first:
+            self._pick("sink_score", items, rows, columns, tile, sums.first_key[items.index, None])
+        here = self.record.positions is not None or max(rows.start, columns.start) < min(rows.stop, columns.stop)
+        if self.extended and sums.self_attention and here:
+            own = scores.positions[items.batches, rows].repeat_interleave(items.number, 0)
+            self._pick("self_score", items, rows, columns, tile, own)
+
+    def _pick(self, name: str, items: Items, rows: slice, columns: slice, tile: Tensor, key: Tensor) -> None:
+        """The score of key number ``key`` ``[n, I or 1]``, if it is in the tile and seen."""
+        seen = (key >= columns.start) & (key < columns.stop)
+        if self.scores.plain:
+            seen = seen & (key < self.scores.limit[items.index, rows])
+        where = (key - columns.start).clamp(0, tile.shape[-1] - 1).expand(-1, tile.shape[1])
+        score = self.sums.row[name][items.index, rows]
+        score.copy_(torch.where(seen, tile.gather(2, where[..., None])[..., 0], score))
+
+    def _count_readers(self, items: Items, rows: slice, columns: slice, visible: Tensor | None, tile: Tensor) -> None:
+        """How many rows see the columns of a tile."""
+        sums, index = self.sums, items.index
         both = torch.stack([sums.rows[index, rows].to(tile.dtype), sums.shares[index, rows]], 1)
         readers = both.sum(-1, keepdim=True) if visible is None else both @ visible.to(tile.dtype).expand_as(tile)
         sums.column["rows"][index, columns] += readers[:, 0]

@@ -6,6 +6,8 @@ import functools
 import itertools
 import math
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,9 @@ EXTENDED_ONLY, OF_ERRORS = ROW_SUMS[10:], ROW_SUMS[5:14]
 def tile() -> CompiledTile:
     function = compiled_tile(torch.device("cpu"), torch.float32)
     if function is None:
-        pytest.skip(compiler.load()[1])
+        reason = compiler.load()[1]
+        assert reason == "no C compiler was found", reason
+        pytest.skip(reason)
     return function
 
 
@@ -238,6 +242,7 @@ def use(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> None:
     compiler.write_text(f"#!/bin/sh\n{script}\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setattr("attnprobe.statistics.compiler.COMPILERS", ())  # or the next one would be tried
 
 
 @pytest.mark.usefixtures("fresh")
@@ -282,7 +287,7 @@ WRONG = {
     "usage[j] += p;": "usage[j] = p;",
     "ppcc += w * w;": "ppcc += w * c;",
     "low = lowest < low ? lowest : low;": "low = lowest;",
-    "width < 0 ? 0 : width < whole ? width : whole;": "whole;",
+    "width < 0 || shift[i] >= LARGEST ? 0 : width < whole ? width : whole;": "whole;",
     "float score = s[j],": "float score = what & MASKED ? 0 : s[j],",
     "products += v * y[k];": "products += x[k] * y[k];",
     "top = bits > top ? bits : top;": "top = bits;",
@@ -295,15 +300,63 @@ def test_wrong_numbers_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert "gives other numbers" in load_changed(monkeypatch, tmp_path, right, WRONG[right])
 
 
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks there for processes")
 @pytest.mark.usefixtures("fresh")
-def test_a_compiler_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def late(*args: Any, **kwargs: Any) -> None:
-        raise subprocess.TimeoutExpired("cc", kwargs["timeout"])
+def test_a_compiler_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    use(monkeypatch, tmp_path, f"sleep 1000 & echo $! > {started}; wait")
+    monkeypatch.setattr(compiler, "TIMEOUT", 0.5)
+    library, reason = compiler.load()
+    assert library is None
+    assert "timed out" in reason
+    child = Path(f"/proc/{started.read_text().strip()}")
+    deadline = time.monotonic() + 5
+    while child.exists() and "Z" not in (child / "stat").read_text().split()[2] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert time.monotonic() < deadline  # neither is what it has started
 
-    monkeypatch.setattr(subprocess, "run", late)
-    function, reason = compiler.load()
-    assert function is None
-    assert "timed out" in reason or "no C compiler" in reason
+
+@pytest.mark.usefixtures("fresh")
+def test_the_next_compiler_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    others = compiler.COMPILERS
+    use(monkeypatch, tmp_path, "printf '\\377' >&2; exit 1")  # and what it says is no text
+    monkeypatch.setattr(compiler, "COMPILERS", others)
+    library, reason = compiler.load()
+    assert (library is None) == (reason != "")
+    if library is None:
+        pytest.skip(reason)
+
+
+DEFAULTS = """
+import torch
+from attnprobe.catalog import select
+from attnprobe.record import AttentionRecord
+from attnprobe.statistics.reduce import finish
+from attnprobe.statistics.streaming import measure
+
+def entropy():
+    x = torch.arange(4096.0, dtype=torch.float32, device="cpu").view(1, 2, 64, 32).sin()
+    record = AttentionRecord(value=x, query=x, key=x, error=x, causal=True)
+    return finish(select("entropy")[0], measure(record, select("all")))
+
+if {early}:
+    entropy()
+{change}
+found = entropy()
+torch.set_default_dtype(torch.float32)
+torch.set_default_device("cpu")
+assert torch.equal(found, entropy()), found
+"""
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize(
+    "change", ["dtype(torch.bfloat16)", "dtype(torch.float16)", "dtype(torch.float64)", "device('meta')"]
+)
+def test_the_user_s_defaults_do_not_matter(early: bool, change: str) -> None:
+    program = DEFAULTS.format(early=early, change=f"torch.set_default_{change}")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

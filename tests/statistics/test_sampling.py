@@ -46,6 +46,14 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+RIGHT, LEFT = torch.arange(T) < torch.tensor([[T], [200]]), torch.arange(T) >= torch.tensor([[0], [100]])
+SCATTERED = normal(B, 1, T, T, seed=6) > -1
+PER_HEAD = normal(B, H, T, T, seed=7) > -1
+SLOPE = torch.tensor([0.01, 0.1])
+DISTANCE = (torch.arange(T)[:, None] - torch.arange(T)).abs()
+KEPT = normal(B, H, T, T, seed=8) > -0.8
+
+
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -99,6 +107,7 @@ def assert_near(sample: Partial, exact: Partial, names: Iterable[str] = ESTIMATE
 @pytest.mark.parametrize(("causal", "rows"), [(False, 64), (True, 128)])
 def test_estimates_are_unbiased_and_their_intervals_cover(causal: bool, rows: int) -> None:
     record, statistics, generator = example(causal=causal), select(ESTIMATED), seeded(0)
+    record = batch_slice(record, slice(0, B if causal else 1))
     exact = values(measure(record, statistics), ESTIMATED)
     samples = [measure(record, statistics, rows=rows, generator=generator) for _ in range(200)]
     covered = []
@@ -179,6 +188,14 @@ def test_with_the_log_sum_exp_of_the_kernel_two_weights_of_each_row_are_exact(
     assert_near(wrong, exact)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_under_a_mask_they_are_estimated_like_the_rest(causal: bool) -> None:
+    record = example(causal=causal, mask=SCATTERED)
+    visible = SCATTERED.expand(B, H, T, T) & (scores(record) > -torch.inf)
+    record = dataclasses.replace(record, logsumexp=scores(record).masked_fill(~visible, -torch.inf).logsumexp(-1))
+    assert_near(measure(record, select(NAMES), rows=64, generator=seeded(1)), measure(record, select(NAMES)))
+
+
 @pytest.mark.parametrize("rows", [T, T + 1, 10**6])
 def test_as_many_rows_as_there_are_is_everything(rows: int) -> None:
     record = example()
@@ -187,12 +204,6 @@ def test_as_many_rows_as_there_are_is_everything(rows: int) -> None:
     assert all(torch.equal(exact[key], sample[key]) for key in exact)
 
 
-RIGHT, LEFT = torch.arange(T) < torch.tensor([[T], [200]]), torch.arange(T) >= torch.tensor([[0], [100]])
-SCATTERED = normal(B, 1, T, T, seed=6) > -1
-PER_HEAD = normal(B, H, T, T, seed=7) > -1
-SLOPE = torch.tensor([0.01, 0.1])
-DISTANCE = (torch.arange(T)[:, None] - torch.arange(T)).abs()
-KEPT = normal(B, H, T, T, seed=8) > -0.8
 GARBAGE = torch.where(RIGHT[:, None, :, None], example().error, 1e6)  # type: ignore[arg-type]
 LOGITS = scores(example()).masked_fill(~(SCATTERED & RIGHT[:, None, None]), -torch.inf)
 TOLD = {"query_tokens": RIGHT, "key_tokens": RIGHT}

@@ -74,6 +74,7 @@ class Case:
             "shift": limit.clamp(min=1).log2() + torch.rand(rows),
             "limit": limit,
             "position": torch.randint(0, self.keys, rows, dtype=torch.int32),
+            "share": torch.rand(rows),
             "error": (torch.randn(*rows, self.value_width) * self.value_width**-0.5).to(dtype),
             "value": (torch.randn(self.key_items, self.keys, self.value_width) + 0.3).to(dtype),
             "centre": torch.randn(rows),
@@ -106,7 +107,7 @@ def formulas(arguments: dict[str, Any]) -> dict[str, Tensor]:
     x = logits - wide["shift"][..., None]
     p = torch.where(visible, x.exp2(), 0)
     c = torch.where(visible, wide["error"] @ value.mT - wide["centre"][..., None], 0)
-    e = torch.where(visible, p - 1 / wide["limit"].clamp(min=1)[..., None], 0)
+    e = torch.where(visible, p - wide["share"][..., None], 0)
     pairs = {
         "mass": p,
         "plogp": torch.where(p == 0, 0, p * x),
@@ -212,7 +213,7 @@ class TestInterpreted:
         row = torch.full((1, 1), 65, dtype=torch.int32)
         actual = kernel().log_sum_exp(query, key, row)
         assert actual.item() == (torch.inf if sign > 0 else pytest.approx(6))
-        sums, usage = kernel().pair_sums(query, key, torch.ones(1, 1), row, row)
+        sums, usage = kernel().pair_sums(query, key, torch.ones(1, 1), row, row, torch.ones(1, 1))
         if sign < 0:
             assert (sums["mass"].item(), sums["plogp"].item(), sums["max_log"].item()) == (32, -32, -1)
         assert usage[0, 3].item() == (torch.inf if sign > 0 else 0)
