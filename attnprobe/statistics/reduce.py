@@ -25,6 +25,8 @@ from torch import Tensor
 from attnprobe.catalog import Statistic
 
 Partial = dict[str, Tensor]
+#: Variance of a head's outputs, relative to their mean square, below which they are all the same.
+_ALIKE = 1e-11
 
 
 def combine(partials: Iterable[Partial]) -> Partial:
@@ -125,16 +127,18 @@ def _gram_values(name: str, partial: Partial) -> Tensor:
     """Head similarity or stable rank from the second moments of the outputs, ``[H]``."""
     count, absent = partial["output.count"].amax(), partial["output.count"] == 0
     mean = partial["output.vector"] / count
-    covariance = partial["output.gram"] / count - torch.einsum("he,gf->hgef", mean, mean)
-    own = covariance.diagonal(dim1=0, dim2=1).permute(2, 0, 1)
+    moments = partial["output.gram"] / count
+    covariance = moments - torch.einsum("he,gf->hgef", mean, mean)
+    own, raw = (each.diagonal(dim1=0, dim2=1).permute(2, 0, 1) for each in (covariance, moments))
+    total, size = (each.diagonal(dim1=1, dim2=2).sum(-1) for each in (own, raw))
+    alike = total <= _ALIKE * size  # what is left is rounding
     if name == "output_stable_rank":
         known = own.isfinite().all((1, 2), keepdim=True)  # the decomposition refuses NaN instead of handing it on
         largest: Tensor = torch.linalg.matrix_norm(torch.where(known, own, 0), ord=2)
-        total: Tensor = own.diagonal(dim1=1, dim2=2).sum(-1)
-        return total / largest
+        return torch.where(alike, torch.nan, total / largest)
     cross = covariance.square().sum((-1, -2))
     norms = cross.diagonal().sqrt()
-    similarity = cross / (norms[:, None] * norms)
+    similarity = torch.where(alike[:, None] | alike, torch.nan, cross / (norms[:, None] * norms))
     if len(similarity) < 2:
         return torch.full_like(norms, torch.nan)
     others: Tensor = similarity.fill_diagonal_(-torch.inf)
