@@ -85,8 +85,8 @@ class Averages:
             values, counts, heads = self._over_heads(values), self._over_heads(counts), 1
             scale = scale[:, :: self.heads]
         result: Partial = {}
-        sums = _by_head(values.sum(-1).double() * scale, heads)
-        count = _by_head(counts.sum(-1).double(), heads)
+        sums = by_head(values.sum(-1).double() * scale, heads)
+        count = by_head(counts.sum(-1).double(), heads)
         for index, name in enumerate(group.names):
             result |= {f"{name}.sum": sums[index], f"{name}.count": count}
         if self.draws is not None:
@@ -107,10 +107,10 @@ def _moments(values: Tensor, counts: Tensor, heads: int) -> Partial:
     draws = values.shape[-1]
     values, counts = values - values.mean(-1, keepdim=True), counts - counts.mean(-1, keepdim=True)
     products = {"yy": values * values, "yc": values * counts, "cc": (counts * counts).expand_as(values)}
-    return {moment: draws / (draws - 1) * _by_head(each.sum(-1), heads) for moment, each in products.items()}
+    return {moment: draws / (draws - 1) * by_head(each.sum(-1), heads) for moment, each in products.items()}
 
 
-def _by_head(values: Tensor, heads: int) -> Tensor:
-    """``[..., N]`` -> ``[..., heads]``."""
-    by_head: Tensor = values.unflatten(-1, (-1, heads)).sum(-2)
-    return by_head
+def by_head(values: Tensor, heads: int) -> Tensor:
+    """``[..., N]`` -> ``[..., heads]``, the sum over sequences."""
+    total: Tensor = values.unflatten(-1, (-1, heads)).sum(-2)
+    return total

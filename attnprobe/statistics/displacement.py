@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from attnprobe.record import AttentionRecord
+from attnprobe.statistics.averages import by_head
 from attnprobe.statistics.reduce import Partial
-from attnprobe.statistics.row_pass import first_pass, log_sum_exp
+from attnprobe.statistics.row_pass import first_passes
 from attnprobe.statistics.scores import Scores
 from attnprobe.statistics.sums import Sums
 
@@ -35,11 +36,6 @@ def displacement(record: AttentionRecord, earlier: AttentionRecord) -> Partial:
             weights_before = (sink_before - logsumexp_before[now.index]).exp2_()
             moved[now.index] += (weights - weights_before).abs_() / 2
     both = sums.rows & sums_before.rows
-
-    def by_head(values: Tensor) -> Tensor:
-        total: Tensor = values.sum(-1, dtype=torch.float64).unflatten(0, (scores.batch, scores.heads)).sum(0)
-        return total
-
     keys = sums.key_tokens[:, None, :, None]
     change, size = (
         torch.where(keys, tensor.to(scores.dtype), 0).square().sum((0, 2, 3), dtype=torch.float64)
@@ -47,8 +43,8 @@ def displacement(record: AttentionRecord, earlier: AttentionRecord) -> Partial:
     )
     repeats = scores.heads // scores.groups
     return {
-        "attention_displacement.sum": by_head(torch.where(both, moved, 0)),
-        "attention_displacement.count": by_head(both),
+        "attention_displacement.sum": by_head(torch.where(both, moved, 0).sum(-1, dtype=torch.float64), scores.heads),
+        "attention_displacement.count": by_head(both.sum(-1, dtype=torch.float64), scores.heads),
         "value_displacement.sum": change.repeat_interleave(repeats),
         "value_displacement.count": size.repeat_interleave(repeats),
     }
@@ -56,6 +52,6 @@ def displacement(record: AttentionRecord, earlier: AttentionRecord) -> Partial:
 
 def _weighed(record: AttentionRecord) -> tuple[Scores, Sums, Tensor]:
     """With the log-sum-exp of its rows. Both records are to be looked at in the same tiles."""
-    scores, sums, logsumexp = first_pass(record)
+    scores, sums, logsumexp = first_passes(record)
     scores.empty = frozenset()
-    return scores, sums, log_sum_exp(scores) if logsumexp is None else logsumexp
+    return scores, sums, logsumexp

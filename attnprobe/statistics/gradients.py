@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnprobe.statistics.averages import Averages
+from attnprobe.statistics.averages import Averages, by_head
 from attnprobe.statistics.reduce import Partial
 from attnprobe.statistics.sums import Sums
 
@@ -34,12 +34,12 @@ def add_gradients(averages: Averages, sums: Sums) -> None:
 
 def value_gradient(sums: Sums) -> Partial:
     """Squared norm of the value gradient."""
-    heads = (sums.scores.batch, sums.scores.heads)
+    heads = sums.scores.heads
     rows = sums.rows if sums.record.error is not None else torch.zeros_like(sums.rows)
     squares = sums.value_gradient / sums.vectors.unit**2
     return {
-        "value_grad_norm.sum": squares.unflatten(0, heads).sum(0),
-        "value_grad_norm.count": rows.sum(-1, dtype=torch.float64).unflatten(0, heads).sum(0),
+        "value_grad_norm.sum": by_head(squares, heads),
+        "value_grad_norm.count": by_head(rows.sum(-1, dtype=torch.float64), heads),
     }
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attnprobe.record import AttentionRecord
 from attnprobe.report import HeadMap
-from attnprobe.statistics.row_pass import first_pass, log_sum_exp
+from attnprobe.statistics.row_pass import first_passes
 from attnprobe.statistics.scores import Scores
 from attnprobe.statistics.streaming import context
 from attnprobe.statistics.subset import some_heads
@@ -21,7 +21,8 @@ def head_map(layer: str, head: int, record: AttentionRecord) -> HeadMap:
     """Attention, compatibility and advantage of one head on the batch's first sequence, and its values."""
     with torch.autocast(record.value.device.type, enabled=False):
         one = some_heads(record, [head], 1)
-        scores, _, logsumexp = first_pass(one)
+        scores, _, logsumexp = first_passes(one)
+        shift = logsumexp[0]
         value = one.value[0, 0].to(scores.dtype)
         error = None if one.error is None else one.error[0, 0].to(scores.dtype)
         expected = None if error is None else (error * context(one)[0, 0]).sum(-1)
@@ -29,7 +30,6 @@ def head_map(layer: str, head: int, record: AttentionRecord) -> HeadMap:
             expected -= one.lse_error[0, 0]
         pool_rows, pool_columns = _pooling(scores.queries, scores), _pooling(scores.keys, scores)
         sums = torch.zeros(4, len(pool_rows), len(pool_columns), dtype=scores.dtype, device=scores.device)
-        shift = (log_sum_exp(scores) if logsumexp is None else logsumexp)[0]
         for items in scores.chunks():
             for rows, columns in scores.tiles():
                 tile, visible = scores.tile(items, rows, columns)

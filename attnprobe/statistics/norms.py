@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from attnprobe.statistics.averages import Averages
+from attnprobe.statistics.averages import Averages, by_head
 from attnprobe.statistics.reduce import Partial
 from attnprobe.statistics.sums import Sums
 
@@ -30,7 +30,7 @@ def of_vectors(sums: Sums, partial: Partial) -> Partial:
         "value_rms.sum": partial["value_square.sum"],
         "value_rms.count": partial["value_square.count"] * sums.record.value.shape[-1],
         "error_diversity.vector": vectors.direction.double().unflatten(0, heads).sum(0),
-        "error_diversity.count": rows.sum(-1, dtype=torch.float64).unflatten(0, heads).sum(0),
+        "error_diversity.count": by_head(rows.sum(-1, dtype=torch.float64), heads[1]),
     }
 
 

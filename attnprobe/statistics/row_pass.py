@@ -20,9 +20,15 @@ def first_pass(record: AttentionRecord) -> tuple[Scores, Sums, Tensor | None]:
     if scores.masked_by_scores:
         logsumexp, seen = _row_sums(scores)
     else:
-        seen = visibility.prefix(scores) if scores.plain else visibility.scan(scores)
+        seen = visibility.of_masks(scores)
         scores.empty = seen.empty
     return scores, Sums(scores, seen), logsumexp
+
+
+def first_passes(record: AttentionRecord) -> tuple[Scores, Sums, Tensor]:
+    """The same with the log-sum-exp in any case."""
+    scores, sums, logsumexp = first_pass(record)
+    return scores, sums, log_sum_exp(scores) if logsumexp is None else logsumexp
 
 
 def kernel_lse(scores: Scores) -> Tensor | None:

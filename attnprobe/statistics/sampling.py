@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attnprobe.record import AttentionRecord
 from attnprobe.statistics import families, visibility
-from attnprobe.statistics.averages import Draws
+from attnprobe.statistics.averages import Draws, by_head
 from attnprobe.statistics.columns import COLUMN_STATISTICS
 from attnprobe.statistics.reduce import Partial
 from attnprobe.statistics.scores import Scores
@@ -31,8 +31,6 @@ CERTAIN = 32
 LEAST = 16
 #: Statistics that hold errors; their rows are counted, not estimated, where that is possible.
 _OVER_CHOOSING, _OVER_ROWS = ("advantage_std",), ("score_grad_norm", "residual")
-
-
 #: What a sample says nothing of.
 _OF_LAYER = {"shared_dead_columns"}
 _BEYOND = {"value_grad_norm", *COLUMN_STATISTICS}
@@ -68,7 +66,7 @@ def look(record: AttentionRecord) -> tuple[Sums, bool]:
     scores = Scores(record)
     known = not (scores.masked_by_scores or scores.mask_mod)
     if known:
-        seen = visibility.prefix(scores) if scores.plain else visibility.scan(scores)
+        seen = visibility.of_masks(scores)
     else:
         everything = torch.ones(scores.count, scores.queries, dtype=scores.dtype, device=scores.device)
         tokens = torch.ones(scores.batch, scores.keys, dtype=torch.bool, device=scores.device)
@@ -93,10 +91,9 @@ def estimate(sums: Sums, whole: Sums, names: set[str], draws: Draws, *, known: b
         one = torch.ones(1 if name in _OF_LAYER else whole.scores.heads, dtype=torch.float64, device=sums.rows.device)
         partial |= {f"{name}.sum": one * torch.nan, f"{name}.count": one}
     partial |= {f"{key[:-4]}.bound": torch.ones_like(partial[key]) for key in [*partial] if key.endswith(".max")}
-    heads = (whole.scores.batch, whole.scores.heads)
     if known and sums.record.error is not None:
         for counted, where in ((_OVER_CHOOSING, whole.choosing), (_OVER_ROWS, whole.rows)):
-            count = where.sum(-1, dtype=torch.float64).unflatten(0, heads).sum(0)
+            count = by_head(where.sum(-1, dtype=torch.float64), whole.scores.heads)
             for name in counted:
                 if f"{name}.count" in partial:
                     zero = torch.zeros_like(count)

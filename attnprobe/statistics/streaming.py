@@ -17,7 +17,7 @@ from attnprobe.catalog import Statistic
 from attnprobe.record import AttentionRecord
 from attnprobe.statistics import families, sampling
 from attnprobe.statistics.reduce import Partial
-from attnprobe.statistics.row_pass import first_pass, kernel_lse, log_sum_exp
+from attnprobe.statistics.row_pass import first_pass, first_passes, kernel_lse, log_sum_exp
 from attnprobe.statistics.sums import Sums
 from attnprobe.statistics.weight_pass import WeightPass
 
@@ -95,9 +95,8 @@ def weighed(record: AttentionRecord, names: set[str], *, lengths: bool = True) -
 
 def context(record: AttentionRecord) -> Tensor:
     """The per-head context ``alpha v`` ``[B, H, T, E]`` in the working dtype, after dropout where that is known."""
-    scores, _, logsumexp = first_pass(record)
+    scores, _, shift = first_passes(record)
     out = torch.zeros(scores.count, scores.queries, record.value.shape[-1], dtype=scores.dtype, device=scores.device)
-    shift = log_sum_exp(scores) if logsumexp is None else logsumexp
     for items in scores.chunks():
         value = scores.take(record.value, items)
         for rows, columns in scores.tiles():

@@ -25,6 +25,11 @@ class Visibility:
     empty: frozenset[tuple[int, int]] = frozenset()
 
 
+def of_masks(scores: Scores) -> Visibility:
+    """Of a record whose scores are not asked."""
+    return prefix(scores) if scores.plain else scan(scores)
+
+
 def prefix(scores: Scores) -> Visibility:
     """Of a record without masks: each row sees the keys before its limit."""
     keys = torch.arange(scores.keys, device=scores.device)
