@@ -1,4 +1,4 @@
-"""The C functions of ``tile.c``: compiled when first used, if there is a compiler.
+"""The functions of ``c``: compiled when first used, if there is a compiler.
 
 The library lives in memory only: nothing is written that another run, or another machine, could load.
 ``ATTNPROBE_COMPILED=0`` in the environment does without it.
@@ -18,23 +18,27 @@ from typing import Any
 
 import torch
 
-SOURCE = Path(__file__).with_name("tile.c")
+SOURCES = Path(__file__).with_name("c")
 COMPILERS = ("cc", "gcc", "clang")
 TIMEOUT = 30  # seconds
 # -ffast-math would lose NaN.
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp-simd", "-shared", "-fPIC")
 NATIVE = (("-march=native", "-mprefer-vector-width=512"), ("-mcpu=native",), ())
+_being_checked = False
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_long
 _ARGUMENTS = {
     "attnprobe_tile": "pp nnnn ppppp n p n p nn",
     "attnprobe_vectors": "p nnnnn p p nn pppp n",
     "attnprobe_largest": "p nnnnn p",
+    "attnprobe_room": "p",
+    "attnprobe_sweep": "p nn p n",
+    "attnprobe_log_sum_exp": "p nn p n",
 }
 
 
 def usable(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the functions serve such tensors, and are there."""
-    return _serve(device, dtype) and load()[0] is not None
+    return _serve(device, dtype) and not _being_checked and load()[0] is not None
 
 
 def uncompiled(device: torch.device, dtype: torch.dtype) -> str:
@@ -51,13 +55,11 @@ def _serve(device: torch.device, dtype: torch.dtype) -> bool:
 @functools.cache
 def load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or None and why there is none."""
-    from attnprobe.statistics.compiled import differs
-
     reasons = []
     for compiler in dict.fromkeys(filter(None, map(shutil.which, (os.environ.get("CC", ""), *COMPILERS)))):
         try:
             library = _compile(compiler)
-            if not differs(library):
+            if not _differs(library):
                 return library, ""
             reasons.append(f"what {compiler} makes gives other numbers")
         except Exception as error:  # whatever a compiler, or what it made, may do
@@ -65,11 +67,24 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     return None, "; ".join(reasons) or "no C compiler was found"
 
 
+def _differs(library: ctypes.CDLL) -> bool:
+    """Whether its functions and torch disagree; meanwhile torch does the work."""
+    from attnprobe.statistics import self_check
+
+    global _being_checked
+    _being_checked = True
+    try:
+        return self_check.differs(library)
+    finally:
+        _being_checked = False
+
+
 def _compile(compiler: str) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory(prefix="attnprobe-") as folder:
-        path = Path(folder) / "tile.so"
+        path = Path(folder) / "attnprobe.so"
+        sources = [str(source) for source in sorted(SOURCES.glob("*.c"))]
         for native in NATIVE:
-            command = [compiler, *FLAGS, *native, str(SOURCE), "-o", str(path), "-lm"]
+            command = [compiler, *FLAGS, *native, *sources, "-o", str(path), "-lm"]
             code, said = _run(command)
             if code == 0:
                 break
@@ -78,7 +93,7 @@ def _compile(compiler: str) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, name)
-        function.restype = None
+        function.restype = _NUMBER if name == "attnprobe_room" else None
         function.argtypes = [_POINTER if kind == "p" else _NUMBER for kind in arguments.replace(" ", "")]
     return library
 

@@ -113,7 +113,7 @@ class PairSums:
         shift = self.shift[index, rows, None]
         logs = scores.sub_(shift)
         if self.partial:  # whatever a row holds that does not count
-            logs = torch.where(shift < LARGEST, logs, -LARGEST)
+            logs = torch.where(shift >= LARGEST, -LARGEST, logs)
         weights = torch.exp2(logs, out=self._room(logs.shape, logs))
         self.usage[index, columns] += weights.sum(-2)
         row["mass"] += weights.sum(-1)

@@ -9,6 +9,7 @@ from attnprobe.record import AttentionRecord
 from attnprobe.statistics import visibility
 from attnprobe.statistics.scores import LN2, MASKED, Items, Scores
 from attnprobe.statistics.sums import Sums
+from attnprobe.statistics.sweep import Sweep
 from attnprobe.statistics.triton_path import kernels_for
 from attnprobe.statistics.visibility import Visibility
 
@@ -26,9 +27,9 @@ def first_pass(record: AttentionRecord) -> tuple[Scores, Sums, Tensor | None]:
 
 
 def first_passes(record: AttentionRecord) -> tuple[Scores, Sums, Tensor]:
-    """The same with the log-sum-exp in any case."""
+    """The same with the log-sum-exp in any case, of scores that round as those of ``Scores.tile``."""
     scores, sums, logsumexp = first_pass(record)
-    return scores, sums, log_sum_exp(scores) if logsumexp is None else logsumexp
+    return scores, sums, _row_sums(scores)[0] if logsumexp is None else logsumexp
 
 
 def kernel_lse(scores: Scores) -> Tensor | None:
@@ -39,8 +40,12 @@ def kernel_lse(scores: Scores) -> Tensor | None:
     return record.logsumexp.flatten(0, 1).to(scores.dtype) / LN2
 
 
-def log_sum_exp(scores: Scores) -> Tensor:
-    """Of each row's scores, over ln 2, ``[N, T]``; a learned sink takes part."""
+def log_sum_exp(scores: Scores, sweep: Sweep | None) -> Tensor:
+    """Of each row's scores as ``WeightPass`` finds them, over ln 2, ``[N, T]``; a learned sink takes part."""
+    if sweep is not None:
+        largest, total = sweep.exponentials()
+        _add_sink(scores, scores.everything, largest, total)
+        return largest + total.log2()
     triton = kernels_for(scores) if scores.record.sink is None else None
     if triton is None:
         return _row_sums(scores)[0]

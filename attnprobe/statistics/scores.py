@@ -130,6 +130,11 @@ class Scores:
         limit = (self.positions + 1).clamp(max=self.keys) if self.causal else torch.full_like(self.positions, self.keys)
         return limit.int().repeat_interleave(self.heads, 0)
 
+    @property
+    def everything(self) -> Items:
+        """All items, without queries and keys."""
+        return Items(slice(0, self.count), slice(0, self.batch), slice(0, self.heads))
+
     def chunks(self) -> Iterator[Items]:
         """All items, with as many at a time as share a tile."""
         return self._chunks(self.at_once)

@@ -89,7 +89,7 @@ def weighed(record: AttentionRecord, names: set[str], *, lengths: bool = True) -
         weights.run(kept)
         sums.kernel_lse = weights.certain
     if not sums.kernel_lse:
-        weights.run(log_sum_exp(scores) if logsumexp is None else logsumexp)
+        weights.run(log_sum_exp(scores, weights.sweep) if logsumexp is None else logsumexp)
     return sums
 
 

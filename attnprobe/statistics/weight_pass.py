@@ -9,6 +9,7 @@ from attnprobe.statistics.compiled import compiled_tile
 from attnprobe.statistics.pair_sums import LARGEST, PairSums, Tile
 from attnprobe.statistics.scores import Items, Room, Scores, product
 from attnprobe.statistics.sums import Sums
+from attnprobe.statistics.sweep import sweep_for
 from attnprobe.statistics.triton_path import kernels_for
 
 #: Statistics of pairs that no core statistic is made of.
@@ -30,6 +31,7 @@ class WeightPass:
         self.scores, self.sums, self.record, self.lengths = scores, sums, scores.record, lengths
         self.extended = bool(names & _EXTENDED)
         self.wants_value_gradient = "value_grad_norm" in names
+        self.sweep = sweep_for(scores)
         self._room = Room()
         # Where asking costs nothing: no tile after the last first key has to be looked at for it.
         on_host = scores.device.type == "cpu"
@@ -51,6 +53,23 @@ class WeightPass:
             extended=self.extended,
             compiled=compiled_tile(scores.device, scores.dtype),
         )
+        if self.sweep is None:
+            self._run_tiles(pairs)
+        else:
+            self.sweep.add(pairs, sums, lengths=self.lengths, value_gradient=self.wants_value_gradient)
+            self._add_sink(scores.everything, pairs)
+        if scores.plain:
+            sums.count_readers()
+        self._farthest = torch.where(sums.rows, pairs.row["mass"] - 1, 0).abs().amax()
+        sums.finish(pairs)
+
+    @property
+    def certain(self) -> bool:
+        """Whether the weights of every row added up to 1: the log-sum-exp was that of these scores."""
+        return bool(self._farthest <= _CERTAIN[self.scores.dtype])
+
+    def _run_tiles(self, pairs: PairSums) -> None:
+        scores, sums, vectors = self.scores, self.sums, self.sums.vectors
         # The value gradient needs the weights themselves, which the kernel keeps to itself.
         triton = kernels_for(scores) if self.record.kept is None and not self.wants_value_gradient else None
         for items in scores.bare_chunks() if scores.plain else scores.large_chunks():
@@ -64,15 +83,6 @@ class WeightPass:
             for inside, part in scores.parts(items) if triton is None else ():
                 self._sweep(part, None if error is None else error[inside], value[inside], pairs)
             self._add_sink(items, pairs)
-        if scores.plain:
-            sums.count_readers()
-        self._farthest = torch.where(sums.rows, pairs.row["mass"] - 1, 0).abs().amax()
-        sums.finish(pairs)
-
-    @property
-    def certain(self) -> bool:
-        """Whether the weights of every row added up to 1: the log-sum-exp was that of these scores."""
-        return bool(self._farthest <= _CERTAIN[self.scores.dtype])
 
     def _sweep(self, items: Items, error: Tensor | None, value: Tensor, pairs: PairSums) -> None:
         scores = self.scores

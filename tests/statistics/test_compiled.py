@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -265,10 +266,12 @@ def test_a_compiler_that_does_not_work(
 
 def load_changed(monkeypatch: pytest.MonkeyPatch, folder: Path, old: str, new: str) -> str:
     """Why a changed source is not used."""
-    text, source = compiler.SOURCE.read_text(), folder / "tile.c"
-    assert old in text
-    source.write_text(text.replace(old, new))
-    monkeypatch.setattr(compiler, "SOURCE", source)
+    sources = shutil.copytree(compiler.SOURCES, folder / "c")
+    changed = [source for source in sources.iterdir() if old in source.read_text()]
+    assert changed
+    for source in changed:
+        source.write_text(source.read_text().replace(old, new))
+    monkeypatch.setattr(compiler, "SOURCES", sources)
     function, reason = compiler.load()
     if reason == "no C compiler was found":
         pytest.skip(reason)
@@ -291,6 +294,20 @@ WRONG = {
     "float score = s[j],": "float score = what & MASKED ? 0 : s[j],",
     "products += v * y[k];": "products += x[k] * y[k];",
     "top = bits > top ? bits : top;": "top = bits;",
+    "panels + c * depth": "panels",
+    "n % heads * x->heads / heads": "0",
+    "isfinite(top)": "0",
+    "direction[k] += share * (error[k] * unit);": "direction[k] += error[k];",
+    "(float)call->unit[n], room->error": "1, room->error",
+    "!(shift[i] >= LARGEST)": "1",
+    "call->sink_score[at] = s[sink];": "call->sink_score[at] = s[0];",
+    "call->self_score[at] = s[place];": ";",
+    "room->uniform[j] += seen * call->share[at];": "room->uniform[j] += call->share[at];",
+    "bias <= call->threshold ||": "",
+    "bias * 1.44269504f": "bias",
+    "call->value_gradient[n] += squares;": "call->value_gradient[n] = squares;",
+    "memset(s + width, 0,": "memset(s + width, 0, 0 *",
+    "*total = *total * power(between(-127.0f, *top - most, 128.0f)) + sum;": "*total += sum;",
 }
 
 

@@ -1,0 +1,142 @@
+"""The pass over all weights in C, from queries and keys to sums, where nothing but masks changes the scores."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnprobe.statistics.compiled import ERROR, EXTENDED, MASKED, library, threads
+from attnprobe.statistics.compiler import usable
+from attnprobe.statistics.pair_sums import PairSums
+from attnprobe.statistics.scores import LN2, Items, Scores
+from attnprobe.statistics.scores import MASKED as HIDDEN
+from attnprobe.statistics.sums import Sums
+
+DESCRIBE = 8
+_VECTORS = ("query", "key", "value", "output", "error")
+_Address, _Number = ctypes.c_void_p, ctypes.c_long
+
+
+class _Heads(ctypes.Structure):
+    _fields_ = (("data", _Address), *((name, _Number) for name in ("batch", "head", "row", "heads")))
+
+
+class _Call(ctypes.Structure):
+    """As in ``call.h``."""
+
+    _fields_ = (
+        *((name, _Number) for name in ("heads", "queries", "keys", "depth", "width")),
+        *((name, _Heads) for name in _VECTORS),
+        ("factor", ctypes.c_double),
+        *((name, _Address) for name in ("visible", "bias")),
+        *((name, _Number) for name in ("mask_batch", "mask_head", "mask_row")),
+        ("threshold", ctypes.c_double),
+        *((name, _Address) for name in ("limit", "shift", "share", "place", "first_key")),
+        *((f"{name}_length", _Address) for name in ("query", "output", "error")),
+        *((name, _Address) for name in ("centre", "sink_score", "self_score", "key_length", "value_length")),
+        *((name, _Address) for name in ("usage", "readers", "uniform", "largest", "direction")),
+        *((name, _Address) for name in ("unit", "value_gradient", "sums")),
+        ("stride", _Number),
+        *((name, _Address) for name in ("top", "total")),
+    )
+
+
+class Sweep:
+    """Passes over one record in float32 on the CPU."""
+
+    def __init__(self, scores: Scores, functions: Any) -> None:
+        self.scores, self.record, self._functions = scores, scores.record, functions
+        mask = self.record.mask
+        self._mask = None if mask is None else mask.expand(scores.batch, scores.heads, scores.queries, scores.keys)
+        tensors = {name: getattr(self.record, name) for name in _VECTORS}
+        self._tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        self._as_they_are = all(x.dtype == torch.float32 and x.stride(-1) == 1 for x in self._tensors.values())
+
+    def add(self, pairs: PairSums, sums: Sums, *, lengths: bool, value_gradient: bool) -> None:
+        """Fill ``pairs``, and what ``sums`` and its vectors hold of each row, column and item."""
+        vectors, row = sums.vectors, sums.row
+        outputs = {
+            **{"limit": pairs.limit, "shift": pairs.shift, "share": pairs.share, "place": pairs.place},
+            **{"first_key": sums.first_key, "sink_score": row["sink_score"], "usage": pairs.usage},
+            **{"output_length": vectors.length["output"], "error_length": vectors.length["error"]},
+            **{"centre": pairs.centre, "largest": vectors.largest, "direction": vectors.direction},
+            **{"unit": vectors.unit, "sums": pairs.sums[0]},
+        }
+        if lengths:
+            outputs |= {f"{name}_length": vectors.length[name] for name in ("query", "key", "value")}
+        if pairs.extended and sums.self_attention:
+            outputs["self_score"] = row["self_score"]
+        if self._mask is not None:
+            outputs |= {"readers": sums.column["rows"], "uniform": sums.column["uniform"]}
+        if value_gradient and self.record.error is not None:
+            outputs["value_gradient"] = sums.value_gradient
+        what = DESCRIBE | (EXTENDED if pairs.extended else 0) | (0 if self.record.error is None else ERROR)
+        self._run(self._functions.attnprobe_sweep, outputs, what)
+
+    def exponentials(self) -> tuple[Tensor, Tensor]:
+        """The largest score of each row ``[N, T]``, and the sum of 2 to the power of the scores less that."""
+        scores = self.scores
+        top = torch.full((scores.count, scores.queries), HIDDEN, dtype=torch.float32, device=scores.device)
+        total = torch.zeros_like(top)
+        outputs = {"limit": scores.limit.contiguous(), "top": top, "total": total}
+        self._run(self._functions.attnprobe_log_sum_exp, outputs, 0)
+        return top, total
+
+    def _run(self, function: Any, outputs: dict[str, Tensor], what: int) -> None:
+        what |= 0 if self._mask is None else MASKED
+        for items in [self.scores.everything] if self._as_they_are else self.scores.bare_chunks():
+            call, kept = self._call(items, outputs)
+            number = items.index.stop - items.index.start
+            room = self._functions.attnprobe_room(ctypes.addressof(call))
+            parts = [*_parts(number, torch.get_num_threads())]
+            rooms = torch.empty(len(parts), room, dtype=torch.float32, device="cpu")
+            given = [
+                (ctypes.addressof(call), *part, own.data_ptr(), what) for part, own in zip(parts, rooms, strict=True)
+            ]
+            if len(given) == 1:
+                function(*given[0])
+            else:
+                for done in [threads().submit(function, *each) for each in given]:
+                    done.result()
+            del kept
+
+    def _call(self, items: Items, outputs: dict[str, Tensor]) -> tuple[_Call, list[Tensor]]:
+        """The call, and what has to live as long."""
+        scores, record = self.scores, self.record
+        call = _Call(heads=items.number, queries=scores.queries, keys=scores.keys, factor=record.scale / LN2)
+        kept = []
+        for name, tensor in self._tensors.items():
+            if not self._as_they_are:
+                tensor = scores.select(tensor, items).to(torch.float32).contiguous()
+            kept.append(tensor)
+            setattr(call, name, _Heads(tensor.data_ptr(), *tensor.stride()[:3], tensor.shape[1]))
+        call.depth, call.width = kept[0].shape[-1], record.value.shape[-1]
+        if self._mask is not None:
+            mask = self._mask[items.batches, items.heads]
+            call.mask_batch, call.mask_head, call.mask_row = mask.stride()[:3]
+            call.threshold = scores.threshold
+            setattr(call, "visible" if mask.dtype == torch.bool else "bias", mask.data_ptr())
+        for name, tensor in outputs.items():
+            setattr(call, name, tensor[items.index].data_ptr())
+        call.stride = scores.count * scores.queries
+        return call, kept
+
+
+def _parts(number: int, threads: int) -> Iterator[tuple[int, int]]:
+    """Items for each thread."""
+    step = max(1, -(-number // threads))
+    return ((first, min(first + step, number)) for first in range(0, number, step))
+
+
+def sweep_for(scores: Scores) -> Sweep | None:
+    """The pass, where a record can have it."""
+    mask = scores.record.mask
+    changed = scores.masked_by_scores or scores.mask_mod or scores.record.kept is not None
+    if changed or not usable(scores.device, scores.dtype):
+        return None
+    readable = mask is None or (mask.dtype in (torch.bool, torch.float32) and mask.shape[-1:] == (scores.keys,))
+    return Sweep(scores, library()) if readable and (mask is None or mask.stride(-1) == 1) else None
