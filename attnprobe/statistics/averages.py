@@ -75,24 +75,25 @@ class Averages:
         return result
 
     def _reduced(self, group: _Group) -> Partial:
-        values = torch.where(group.where, torch.stack(group.values), 0)
-        counts = group.where.to(values.dtype)
+        where, heads = group.where, self.heads
+        everywhere = where.device.type == "cpu" and bool(where.all())  # elsewhere the answer would cost more
+        values = group.values if everywhere else [torch.where(where, each, 0) for each in group.values]
+        counts = where if self._weight is None else where * self._weight
         if self._weight is not None:
-            values, counts = values * self._weight, counts * self._weight
+            values = [each * self._weight for each in values]
         scale = torch.stack([self.unit**-power if power else torch.ones_like(self.unit) for power in group.powers])
-        heads = self.heads
         if group.of_layer:  # whose heads have the rows in common
-            values, counts, heads = self._over_heads(values), self._over_heads(counts), 1
+            values, counts, heads = [self._over_heads(each) for each in values], self._over_heads(counts), 1
             scale = scale[:, :: self.heads]
         result: Partial = {}
-        sums = by_head(values.sum(-1).double() * scale, heads)
+        sums = by_head(torch.stack([each.sum(-1) for each in values]).double() * scale, heads)
         count = by_head(counts.sum(-1).double(), heads)
         for index, name in enumerate(group.names):
             result |= {f"{name}.sum": sums[index], f"{name}.count": count}
         if self.draws is not None:
             drawn = slice(self.draws.certain, None)
-            moments = _moments(values[..., drawn].double() * scale[..., None], counts[:, drawn].double(), heads)
-            for moment, each in moments.items():
+            spread = torch.stack([each[..., drawn] for each in values]).double() * scale[..., None]
+            for moment, each in _moments(spread, counts[:, drawn].double(), heads).items():
                 result |= {f"{name}.{moment}": each[index] for index, name in enumerate(group.names)}
         return result
 

@@ -31,8 +31,7 @@ _ARGUMENTS = {
     "attnprobe_vectors": "p nnnnn p p nn pppp n",
     "attnprobe_largest": "p nnnnn p",
     "attnprobe_room": "p",
-    "attnprobe_sweep": "p nn p n",
-    "attnprobe_log_sum_exp": "p nn p n",
+    **{f"attnprobe_{name}": "p nn p n" for name in ("sweep", "log_sum_exp", "describe", "landmarks")},
 }
 
 

@@ -7,6 +7,7 @@ count.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ ROW_SUMS = (
     *("pc", "ppc", "pcc", "ppcc", "min_c"),
     *("c", "cc", "ee", "ec", "distance"),
 )
+_MAX_SCORE, _MIN_C = (ROW_SUMS.index(name) for name in ("max_score", "min_c"))
 LARGEST = 1e30
 
 
@@ -73,8 +75,9 @@ class PairSums:
         vectors = (limit, shift, centre, place, share)
         self.limit, self.shift, self.centre, self.place, self.share = (vector.contiguous() for vector in vectors)
         self.partial, self.extended, self.compiled = partial, extended, compiled
-        self.sums = share.new_zeros(len(ROW_SUMS), *share.shape)
-        self.row = dict(zip(ROW_SUMS, self.sums.unbind(), strict=True))
+        number = len(ROW_SUMS) if extended else ROW_SUMS.index("c")
+        self.sums = share.new_zeros(number, *share.shape)
+        self.row = dict(zip(ROW_SUMS, self.sums.unbind(), strict=False))
         self.row["max_score"].fill_(-LARGEST)
         self.row["min_c"].fill_(LARGEST)
         self.usage = share.new_zeros(len(share), keys)
@@ -86,64 +89,74 @@ class PairSums:
 
     def add_key(self, index: slice, score: Tensor, compatibility: float | None) -> None:
         """Add one more key, which every row sees and which has no column; its scores are ``[n, T]``."""
-        row = {name: vector[index] for name, vector in self.row.items()}
+        sums = self.sums[:, index]
         logs = torch.clamp(score - self.shift[index], min=-LARGEST)
         weights = logs.exp2()
-        row["mass"] += weights
-        row["plogp"] += weights * logs
-        row["square"] += weights.square()
+        _add(sums, "mass", weights, weights * logs, weights.square())
         if compatibility is not None:
             centred, excess = compatibility - self.centre[index], weights - self.share[index]
-            self._add_products(row, weights[..., None], centred[..., None])
-            row["min_c"].copy_(torch.minimum(row["min_c"], centred))
-            row["c"] += centred
-            row["cc"] += centred.square()
-            row["ee"] += excess.square()
-            row["ec"] += excess * centred
+            _keep(torch.minimum, sums[_MIN_C], centred)
+            if self.extended:
+                _add(sums, "c", *_alignment(centred[..., None], excess[..., None]))
+            _add(sums, "pc", *_products(weights[..., None], centred[..., None]))
 
     def _add_pairs(self, tile: Tile) -> Tensor:
+        """In place wherever that is possible: a tile stays in the cache, new memory does not."""
         index, rows, columns, scores, visible = tile.index, tile.rows, tile.columns, tile.scores, tile.visible
-        row = {name: vector[index, rows] for name, vector in self.row.items()}
+        sums = self.sums[:, index, rows]
         if visible is None and tile.limited:
             keys = torch.arange(columns.start, columns.stop, device=scores.device)
             visible = keys < self.limit[index, rows, None]
             scores = torch.where(visible, scores, -LARGEST)
-        row["scores"] += (scores if visible is None else torch.where(visible, scores, 0)).sum(-1)
-        row["max_score"].copy_(torch.maximum(row["max_score"], scores.amax(-1)))
+        total = (scores if visible is None else torch.where(visible, scores, 0)).sum(-1)
+        _keep(torch.maximum, sums[_MAX_SCORE], scores.amax(-1))
         shift = self.shift[index, rows, None]
         logs = scores.sub_(shift)
         if self.partial:  # whatever a row holds that does not count
             logs = torch.where(shift >= LARGEST, -LARGEST, logs)
         weights = torch.exp2(logs, out=self._room(logs.shape, logs))
         self.usage[index, columns] += weights.sum(-2)
-        row["mass"] += weights.sum(-1)
-        row["plogp"] += torch.linalg.vecdot(weights, logs)
-        row["square"] += torch.linalg.vector_norm(weights, dim=-1).square()
+        _add(sums, "mass", weights.sum(-1), logs.mul_(weights).sum(-1), _squares(weights), total)
         if self.extended:
             keys = torch.arange(columns.start, columns.stop, device=logs.device, dtype=logs.dtype)
-            row["distance"] += torch.linalg.vecdot(weights, (self.place[index, rows, None] - keys).abs_())
+            distance = torch.sub(self.place[index, rows, None], keys, out=logs).abs_()
+            _add(sums, "distance", distance.mul_(weights).sum(-1))
         if tile.compatibilities is not None:
             centred = tile.compatibilities.sub_(self.centre[index, rows, None])
             lowest = centred if visible is None else torch.where(visible, centred, LARGEST)
-            row["min_c"].copy_(torch.minimum(row["min_c"], lowest.amin(-1)))
+            _keep(torch.minimum, sums[_MIN_C], lowest.amin(-1))
             if self.extended:
-                self._add_alignment(row, weights - self.share[index, rows, None], centred, visible)
-            self._add_products(row, weights, centred, out=logs)
+                excess = weights - self.share[index, rows, None]
+                if visible is not None:
+                    centred, excess = torch.where(visible, centred, 0), torch.where(visible, excess, 0)
+                _add(sums, "c", *_alignment(centred, excess))
+            _add(sums, "pc", *_products(weights, centred, logs))
         return weights
 
-    @staticmethod
-    def _add_alignment(row: dict[str, Tensor], excess: Tensor, centred: Tensor, visible: Tensor | None) -> None:
-        if visible is not None:
-            centred, excess = torch.where(visible, centred, 0), torch.where(visible, excess, 0)
-        row["c"] += centred.sum(-1)
-        row["cc"] += torch.linalg.vector_norm(centred, dim=-1).square()
-        row["ee"] += torch.linalg.vector_norm(excess, dim=-1).square()
-        row["ec"] += torch.linalg.vecdot(excess, centred)
 
-    @staticmethod
-    def _add_products(row: dict[str, Tensor], weights: Tensor, centred: Tensor, out: Tensor | None = None) -> None:
-        weighted = torch.mul(weights, centred, out=out)
-        row["pc"] += weighted.sum(-1)
-        row["ppc"] += torch.linalg.vecdot(weights, weighted)
-        row["pcc"] += torch.linalg.vecdot(centred, weighted)
-        row["ppcc"] += torch.linalg.vector_norm(weighted, dim=-1).square()
+def _add(sums: Tensor, first: str, *values: Tensor) -> None:
+    """Add to some of the ROW_SUMS, which follow one another."""
+    start = ROW_SUMS.index(first)
+    sums[start : start + len(values)] += torch.stack(values)
+
+
+def _keep(extreme: Callable[..., Tensor], found: Tensor, values: Tensor) -> None:
+    extreme(found, values, out=found)
+
+
+def _alignment(centred: Tensor, excess: Tensor) -> tuple[Tensor, ...]:
+    """From "c" on; what ``excess`` holds is lost."""
+    return centred.sum(-1), _squares(centred), _squares(excess), excess.mul_(centred).sum(-1)
+
+
+def _products(weights: Tensor, centred: Tensor, room: Tensor | None = None) -> tuple[Tensor, ...]:
+    """From "pc" on; what ``centred`` and ``room`` hold is lost."""
+    weighted = torch.mul(weights, centred, out=room)
+    pc, ppcc, pcc = weighted.sum(-1), _squares(weighted), centred.mul_(weighted).sum(-1)
+    return pc, weighted.mul_(weights).sum(-1), pcc, ppcc
+
+
+def _squares(values: Tensor) -> Tensor:
+    """Their sum over the last dimension, without a tensor of them."""
+    squares: Tensor = torch.linalg.vector_norm(values, dim=-1).square()
+    return squares

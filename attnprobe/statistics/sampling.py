@@ -24,6 +24,7 @@ from attnprobe.statistics.reduce import Partial
 from attnprobe.statistics.scores import Scores
 from attnprobe.statistics.subset import some_rows
 from attnprobe.statistics.sums import Sums
+from attnprobe.statistics.sweep import sweep_for
 from attnprobe.statistics.visibility import Visibility
 
 CERTAIN = 32
@@ -72,6 +73,10 @@ def look(record: AttentionRecord) -> tuple[Sums, bool]:
         tokens = torch.ones(scores.batch, scores.keys, dtype=torch.bool, device=scores.device)
         seen = Visibility(everything * scores.keys, tokens)
     sums = Sums(scores, seen)
+    sweep = sweep_for(scores)
+    if sweep is not None:
+        sweep.describe(sums)
+        return sums, known
     for items in scores.bare_chunks():
         sums.vectors.measure(items, queries=True)
         sums.vectors.errors(items)

@@ -25,7 +25,7 @@ from attnprobe.statistics.modifications import Modification
 #: Pairs in a tile. On the CPU it has to fit into the second cache of a core: two of them in single precision for the
 #: compiled pass, and more, as torch goes over a tile many times. Other devices want much to do at once.
 COMPILED_PAIRS, PAIRS, DEVICE_PAIRS = 2**18, 2**17, 2**22
-ROWS, COLUMNS, LEAST_ROWS = 256, 512, 128
+ROWS, COLUMNS, LEAST_ROWS = 256, 256, 128
 #: Queries or keys whose vectors are looked at together.
 VECTORS = 4096
 LN2 = math.log(2)

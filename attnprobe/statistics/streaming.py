@@ -19,6 +19,7 @@ from attnprobe.statistics import families, sampling
 from attnprobe.statistics.reduce import Partial
 from attnprobe.statistics.row_pass import first_pass, first_passes, kernel_lse, log_sum_exp
 from attnprobe.statistics.sums import Sums
+from attnprobe.statistics.sweep import sweep_for
 from attnprobe.statistics.weight_pass import WeightPass
 
 
@@ -75,7 +76,7 @@ def _estimated(
         return sampling.with_routing(partial, exact)
     kept = kernel_lse(whole.scores)
     if kept is not None and whole.scores.plain and sums.kernel_lse:
-        whole.find_landmarks(kept)
+        whole.find_landmarks(kept, sweep_for(whole.scores))
         return sampling.with_routing(partial, families.of_landmarks(whole, names))
     return partial
 

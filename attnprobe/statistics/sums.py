@@ -5,6 +5,8 @@ Scores, entropies and logarithms are in units of ln 2.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,9 @@ from attnprobe.statistics.pair_sums import LARGEST, PairSums
 from attnprobe.statistics.scores import Items, Scores
 from attnprobe.statistics.vectors import Vectors
 from attnprobe.statistics.visibility import Visibility
+
+if TYPE_CHECKING:
+    from attnprobe.statistics.sweep import Sweep
 
 #: One, in whole numbers.
 FIXED = 2.0**40
@@ -108,9 +113,11 @@ class Sums:
             self.row["self_score"][items.index] = (query * key).sum(-1)
         return items
 
-    def find_landmarks(self, logsumexp: Tensor) -> None:
+    def find_landmarks(self, logsumexp: Tensor, sweep: Sweep | None) -> None:
         """The weights of these scores, for the whole record."""
-        for items in self.scores.bare_chunks():
+        if sweep is not None:
+            sweep.find_landmarks(self)
+        for items in self.scores.bare_chunks() if sweep is None else ():
             self.look_up(items, own=True)
         for name in ("sink", "self"):
             self.row[f"{name}_mass"] = (self.row[f"{name}_score"] - logsumexp).exp2()
@@ -133,10 +140,12 @@ class Sums:
         What the log-sum-exp missed is made good here, and what ``u . o`` misses of E is kept as ``drift``.
         """
         pair, mass, shift = pairs.row, pairs.row["mass"], pairs.shift
-        off = 1 - 1 / mass
-        pair["ee"] += off * (off * pair["square"] - 2 * (pair["square"] - pairs.share * mass))
-        pair["ec"] -= off * pair["pc"]
-        for name in ("plogp", "pc", "pcc", "distance"):
+        if pairs.extended:
+            off = 1 - 1 / mass
+            pair["ee"] += off * (off * pair["square"] - 2 * (pair["square"] - pairs.share * mass))
+            pair["ec"] -= off * pair["pc"]
+            pair["distance"] /= mass
+        for name in ("plogp", "pc", "pcc"):
             pair[name] /= mass
         for name in ("square", "ppc", "ppcc"):
             pair[name] /= mass.square()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnprobe.statistics.compiled import ERROR, EXTENDED, MASKED, library, threads
 from attnprobe.statistics.compiler import usable
-from attnprobe.statistics.pair_sums import PairSums
+from attnprobe.statistics.pair_sums import LARGEST, PairSums
 from attnprobe.statistics.scores import LN2, Items, Scores
 from attnprobe.statistics.scores import MASKED as HIDDEN
 from attnprobe.statistics.sums import Sums
@@ -58,16 +58,13 @@ class Sweep:
 
     def add(self, pairs: PairSums, sums: Sums, *, lengths: bool, value_gradient: bool) -> None:
         """Fill ``pairs``, and what ``sums`` and its vectors hold of each row, column and item."""
-        vectors, row = sums.vectors, sums.row
+        row = sums.row
         outputs = {
+            **self._vectors(sums, lengths=lengths),
             **{"limit": pairs.limit, "shift": pairs.shift, "share": pairs.share, "place": pairs.place},
             **{"first_key": sums.first_key, "sink_score": row["sink_score"], "usage": pairs.usage},
-            **{"output_length": vectors.length["output"], "error_length": vectors.length["error"]},
-            **{"centre": pairs.centre, "largest": vectors.largest, "direction": vectors.direction},
-            **{"unit": vectors.unit, "sums": pairs.sums[0]},
+            **{"centre": pairs.centre, "sums": pairs.sums[0]},
         }
-        if lengths:
-            outputs |= {f"{name}_length": vectors.length[name] for name in ("query", "key", "value")}
         if pairs.extended and sums.self_attention:
             outputs["self_score"] = row["self_score"]
         if self._mask is not None:
@@ -77,12 +74,31 @@ class Sweep:
         what = DESCRIBE | (EXTENDED if pairs.extended else 0) | (0 if self.record.error is None else ERROR)
         self._run(self._functions.attnprobe_sweep, outputs, what)
 
+    def describe(self, sums: Sums) -> None:
+        """Fill in what the vectors of ``sums`` hold of each row, column and item."""
+        shift = torch.where(sums.rows, 0, LARGEST)
+        self._run(self._functions.attnprobe_describe, {**self._vectors(sums, lengths=True), "shift": shift}, 0)
+
+    def find_landmarks(self, sums: Sums) -> None:
+        """The scores of the first key, and of each row's own."""
+        place = self.scores.positions.float().repeat_interleave(self.scores.heads, 0)
+        outputs = {"limit": self.scores.limit, "place": place, "first_key": sums.first_key}
+        names = ("sink_score", "self_score") if sums.self_attention else ("sink_score",)
+        outputs |= {name: sums.row[name] for name in names}
+        self._run(self._functions.attnprobe_landmarks, outputs, 0)
+
+    @staticmethod
+    def _vectors(sums: Sums, *, lengths: bool) -> dict[str, Tensor]:
+        vectors, names = sums.vectors, ("query", "key", "value", "output", "error")
+        outputs = {f"{name}_length": vectors.length[name] for name in (names if lengths else names[4:])}
+        return outputs | {name: getattr(vectors, name) for name in ("centre", "largest", "direction", "unit")}
+
     def exponentials(self) -> tuple[Tensor, Tensor]:
         """The largest score of each row ``[N, T]``, and the sum of 2 to the power of the scores less that."""
         scores = self.scores
         top = torch.full((scores.count, scores.queries), HIDDEN, dtype=torch.float32, device=scores.device)
         total = torch.zeros_like(top)
-        outputs = {"limit": scores.limit.contiguous(), "top": top, "total": total}
+        outputs = {"limit": scores.limit, "top": top, "total": total}
         self._run(self._functions.attnprobe_log_sum_exp, outputs, 0)
         return top, total
 

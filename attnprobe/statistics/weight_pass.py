@@ -33,6 +33,7 @@ class WeightPass:
         self.wants_value_gradient = "value_grad_norm" in names
         self.sweep = sweep_for(scores)
         self._room = Room()
+        self._again = False
         # Where asking costs nothing: no tile after the last first key has to be looked at for it.
         on_host = scores.device.type == "cpu"
         self._last_first = int(sums.first_key.max()) if on_host else scores.keys
@@ -40,7 +41,9 @@ class WeightPass:
     def run(self, logsumexp: Tensor) -> None:
         """Fill ``sums``; ``logsumexp`` ``[N, T]`` is over ln 2."""
         scores, sums = self.scores, self.sums
-        sums.start()
+        if self._again:
+            sums.start()
+        self._again = True
         vectors = sums.vectors
         pairs = PairSums(
             limit=scores.limit,

@@ -99,7 +99,7 @@ def test_the_first_sequences_are_a_batch_of_their_own(sequences):
     model = net(heads=(2, 4)).eval()  # so that they do not know of each other
     part, alone = analyze(model, sequences=sequences), analyze(model, x=X[:sequences])
     for name in alone.statistics:
-        same(part[name], alone[name], rtol=1e-4)
+        same(part[name], alone[name], rtol=1e-4, atol=1e-6)  # kernels sum in another order in batches of another size
     told = [note for note in part.notes if "sequences measured" in note]
     assert told == [f"layers.{i}: the first {sequences} of 3 sequences measured" for i in (0, 1) if sequences < 3]
 

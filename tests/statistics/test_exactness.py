@@ -251,7 +251,7 @@ def test_a_device_is_asked_no_more_often_for_longer_sequences_or_more_heads(lse:
         record = record if lse else dataclasses.replace(record, logsumexp=None)
         waits.append(operations(record, **options).waits)
     assert len(set(waits)) == 1, waits
-    assert waits[0] <= 12
+    assert waits[0] <= 24  # half of them are only asked on the CPU, where an answer costs nothing
 
 
 @pytest.mark.parametrize("lse", [True, False])

@@ -43,6 +43,13 @@ static void products(const float *rows, long depth, long stride, const float *pa
             product(rows + r * stride, stride, 1, panels + c * depth, PANEL, depth, out + r * WIDTH + c, WIDTH, 0);
 }
 
+static float score_of(const float *query, const float *key, long depth, float factor) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (long k = 0; k < depth; k++) sum += query[k] * factor * key[k];
+    return sum;
+}
+
 /* Whether a mask hides a pair, counted from the mask's first of the item. */
 static inline int masked(const Call *call, long at) {
     return call->visible ? !call->visible[at] : call->bias && call->bias[at] <= call->threshold;
@@ -150,6 +157,27 @@ void attnprobe_sweep(const Call *call, long item, long end, float *room, long wh
     for (long n = item; n < end; n++) {
         if (what & DESCRIBE) describe(call, n);
         for (long first = 0; first < call->keys; first += WIDTH) add_strip(call, n, first, &scratch, what);
+    }
+}
+
+/* What needs no pairs. */
+void attnprobe_describe(const Call *call, long item, long end, float *room, long what) {
+    (void)room, (void)what;
+    for (long n = item; n < end; n++) describe(call, n);
+}
+
+/* Two scores of each row: that of the first key that counts, and that of its own. */
+void attnprobe_landmarks(const Call *call, long item, long end, float *room, long what) {
+    (void)room, (void)what;
+    for (long n = item; n < end; n++) {
+        const float *query = vectors_of(&call->query, n, call->heads), *keys = vectors_of(&call->key, n, call->heads);
+        for (long i = 0; i < call->queries; i++, query += call->query.row) {
+            long at = n * call->queries + i, first = call->first_key[n], own = (long)call->place[at];
+            if (first < call->limit[at])
+                call->sink_score[at] = score_of(query, keys + first * call->key.row, call->depth, (float)call->factor);
+            if (call->self_score && own < call->limit[at])
+                call->self_score[at] = score_of(query, keys + own * call->key.row, call->depth, (float)call->factor);
+        }
     }
 }
 
