@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from attnprobe.catalog import select
-from attnprobe.record import AttentionRecord
 from attnprobe.statistics.streaming import measure
 from benchmarks.attention import Attention
 from benchmarks.floor import Floor
-from benchmarks.options import SAMPLED_ROWS, accepts, compiled_available, described, without_compiler
+from benchmarks.options import SAMPLED_ROWS, compiled_available, described, without_compiler
 from benchmarks.table import Row, Section
 from benchmarks.timing import Spread, compare
 
@@ -47,12 +46,10 @@ class Candidate:
 def candidates(attention: Attention) -> Iterator[Candidate]:
     """Every set of statistics, with and without the log-sum-exp. Targets are for what a probe does."""
     core, whole = select("core"), select("all")
-    takes_it = accepts(AttentionRecord, "logsumexp")
-    for given in (True, False) if takes_it else (False,):
+    for given in (True, False):
         record, suffix = attention.record(logsumexp=given), ", lse" * given
-        aimed = given or not takes_it
-        yield Candidate(f"core{suffix}", described("core"), partial(measure, record, core), "core" * aimed)
-        yield Candidate(f"all{suffix}", described("all"), partial(measure, record, whole), "all" * aimed)
+        yield Candidate(f"core{suffix}", described("core"), partial(measure, record, core), "core" * given)
+        yield Candidate(f"all{suffix}", described("all"), partial(measure, record, whole), "all" * given)
         unerring = replace(record, error=None)
         yield Candidate(f"forward only{suffix}", "core, those of the routing", partial(measure, unerring, core))
         rows = partial(measure, record, core, rows=SAMPLED_ROWS)

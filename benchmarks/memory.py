@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from attnprobe import AttentionProbe
 from attnprobe.catalog import select
-from attnprobe.record import AttentionRecord
 from attnprobe.statistics.streaming import measure
 from benchmarks.attention import WIDTH, Attention
-from benchmarks.options import SAMPLED_ROWS, accepts, described, silent_probe
+from benchmarks.options import SAMPLED_ROWS, described, silent_probe
 from benchmarks.table import Row, Section
 from benchmarks.timing import Spread
 from benchmarks.worker import Worker, available
@@ -63,8 +62,8 @@ def fused_step(model: nn.Module, probe: AttentionProbe | None, attention: Attent
 
 def alone(tokens: int, statistics: str) -> Callable[[], object]:
     """The statistics without the step around them, whose own peak may come at another time."""
-    chosen, takes_it = select(statistics), accepts(AttentionRecord, "logsumexp")
-    small, large = (Attention(1, HEADS, size).record(logsumexp=takes_it) for size in (256, tokens))
+    chosen = select(statistics)
+    small, large = (Attention(1, HEADS, size).record(logsumexp=True) for size in (256, tokens))
     measure(small, chosen)
     return partial(measure, large, chosen)
 
@@ -105,8 +104,7 @@ def benchmark(short: bool) -> Iterator[Section]:
     makes: dict[str, Make] = {"none": partial(sdpa, tokens, None)}
     tight: dict[str, Make] = {described(name): partial(alone, tokens, name) for name in ("core", "all")}
     makes |= {described(name): partial(sdpa, tokens, {"statistics": name}) for name in ("core", "all")}
-    if accepts(AttentionProbe, "rows"):
-        makes[f"{described('core')} of {SAMPLED_ROWS} rows"] = partial(sdpa, tokens, {"rows": SAMPLED_ROWS})
+    makes[f"{described('core')} of {SAMPLED_ROWS} rows"] = partial(sdpa, tokens, {"rows": SAMPLED_ROWS})
     found = peaks(makes, repeats)
     plain = found.pop("none")
     rows = [Row(f"T = {tokens}: SDPA without a probe", "none", Spread.of(plain), "MiB")]

@@ -1,27 +1,21 @@
-"""What this version of attnprobe offers: options that are not there are left out of the tables, never guessed at."""
+"""Ways to run a probe, or not to."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from attnprobe import AttentionProbe
 from attnprobe.catalog import select
+from attnprobe.statistics.compiler import usable
 
 #: Query rows per head that row sampling looks at.
 SAMPLED_ROWS = 128
 _SWITCH = "ATTNPROBE_COMPILED"
-_COMPILED = "attnprobe.statistics.compiler"
-
-
-def accepts(function: Callable[..., Any], option: str) -> bool:
-    """Whether a function or class takes an argument of this name."""
-    return option in inspect.signature(function).parameters
 
 
 def described(statistics: str) -> str:
@@ -31,9 +25,7 @@ def described(statistics: str) -> str:
 
 def compiled_available() -> bool:
     """Whether the statistics' compiled kernel is used when nobody switches it off."""
-    if os.environ.get(_SWITCH) == "0" or importlib.util.find_spec(_COMPILED) is None:
-        return False
-    return importlib.import_module(_COMPILED).load()[0] is not None
+    return usable(torch.device("cpu"), torch.float32)
 
 
 @contextmanager

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from attnprobe.catalog import select
-from attnprobe.record import AttentionRecord
 from attnprobe.statistics.streaming import measure
 from benchmarks.attention import Attention
-from benchmarks.options import accepts, described
+from benchmarks.options import described
 from benchmarks.table import Row, Section
 from benchmarks.timing import Spread, compare
 
@@ -61,11 +60,11 @@ Curves = Mapping[str, Sequence[float]]
 
 def curves(axis: Axis, repeats: int) -> Curves:
     """Median CPU seconds per size, of the statistics and of the attention itself."""
-    core, takes_it = select("core"), accepts(AttentionRecord, "logsumexp")
+    core = select("core")
     runs: dict[tuple[str, int], Any] = {}
     for size in axis.sizes:
         attention = axis.attention(size)
-        runs[OURS, size] = partial(measure, attention.record(logsumexp=takes_it), core)
+        runs[OURS, size] = partial(measure, attention.record(logsumexp=True), core)
         runs[SDPA, size] = attention.train
     compared = compare({f"{name} {size}": run for (name, size), run in runs.items()}, repeats)
     return {name: [compared.median(f"{name} {size}") for size in axis.sizes] for name in (OURS, SDPA)}
