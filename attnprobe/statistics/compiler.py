@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ TIMEOUT = 30  # seconds
 # -ffast-math would lose NaN.
 FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp-simd", "-shared", "-fPIC")
 NATIVE = (("-march=native", "-mprefer-vector-width=512"), ("-mcpu=native",), ())
-_being_checked = False
+_lock, _state = threading.RLock(), threading.local()
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_long
 _ARGUMENTS = {
     "attnprobe_tile": "pp nnnn ppppp n p n p nn",
     "attnprobe_vectors": "p nnnnn p p nn pppp n",
     "attnprobe_largest": "p nnnnn p",
+    "attnprobe_size": "",
     "attnprobe_room": "p",
     **{f"attnprobe_{name}": "p nn p n" for name in ("sweep", "log_sum_exp", "describe", "landmarks")},
 }
@@ -37,7 +39,7 @@ _ARGUMENTS = {
 
 def usable(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the functions serve such tensors, and are there."""
-    return _serve(device, dtype) and not _being_checked and load()[0] is not None
+    return _serve(device, dtype) and not getattr(_state, "checking", False) and load()[0] is not None
 
 
 def uncompiled(device: torch.device, dtype: torch.dtype) -> str:
@@ -51,9 +53,14 @@ def _serve(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype == torch.float32 and os.environ.get("ATTNPROBE_COMPILED") != "0"
 
 
-@functools.cache
 def load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or None and why there is none."""
+    with _lock:
+        return _load()
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
     reasons = []
     for compiler in dict.fromkeys(filter(None, map(shutil.which, (os.environ.get("CC", ""), *COMPILERS)))):
         try:
@@ -70,12 +77,11 @@ def _differs(library: ctypes.CDLL) -> bool:
     """Whether its functions and torch disagree; meanwhile torch does the work."""
     from attnprobe.statistics import self_check
 
-    global _being_checked
-    _being_checked = True
+    _state.checking = True
     try:
         return self_check.differs(library)
     finally:
-        _being_checked = False
+        _state.checking = False
 
 
 def _compile(compiler: str) -> ctypes.CDLL:
@@ -92,7 +98,7 @@ def _compile(compiler: str) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, name)
-        function.restype = _NUMBER if name == "attnprobe_room" else None
+        function.restype = _NUMBER if name in ("attnprobe_size", "attnprobe_room") else None
         function.argtypes = [_POINTER if kind == "p" else _NUMBER for kind in arguments.replace(" ", "")]
     return library
 

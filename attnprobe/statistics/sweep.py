@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from concurrent.futures import wait
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from attnprobe.statistics.compiled import ERROR, EXTENDED, MASKED, library, threads
 from attnprobe.statistics.compiler import usable
-from attnprobe.statistics.pair_sums import LARGEST, PairSums
+from attnprobe.statistics.pair_sums import PairSums
 from attnprobe.statistics.scores import LN2, Items, Scores
 from attnprobe.statistics.scores import MASKED as HIDDEN
 from attnprobe.statistics.sums import Sums
@@ -21,11 +23,17 @@ _VECTORS = ("query", "key", "value", "output", "error")
 _Address, _Number = ctypes.c_void_p, ctypes.c_long
 
 
+_DTYPES = {
+    **{"limit": torch.int32, "first_key": torch.int64, "rows": torch.bool},
+    **dict.fromkeys(("unit", "value_gradient"), torch.float64),
+}
+
+
 class _Heads(ctypes.Structure):
     _fields_ = (("data", _Address), *((name, _Number) for name in ("batch", "head", "row", "heads")))
 
 
-class _Call(ctypes.Structure):
+class Call(ctypes.Structure):
     """As in ``call.h``."""
 
     _fields_ = (
@@ -35,7 +43,7 @@ class _Call(ctypes.Structure):
         *((name, _Address) for name in ("visible", "bias")),
         *((name, _Number) for name in ("mask_batch", "mask_head", "mask_row")),
         ("threshold", ctypes.c_double),
-        *((name, _Address) for name in ("limit", "shift", "share", "place", "first_key")),
+        *((name, _Address) for name in ("limit", "rows", "shift", "share", "place", "first_key")),
         *((f"{name}_length", _Address) for name in ("query", "output", "error")),
         *((name, _Address) for name in ("centre", "sink_score", "self_score", "key_length", "value_length")),
         *((name, _Address) for name in ("usage", "readers", "uniform", "largest", "direction")),
@@ -60,7 +68,7 @@ class Sweep:
         """Fill ``pairs``, and what ``sums`` and its vectors hold of each row, column and item."""
         row = sums.row
         outputs = {
-            **self._vectors(sums, lengths=lengths),
+            **self._of_vectors(sums, lengths=lengths),
             **{"limit": pairs.limit, "shift": pairs.shift, "share": pairs.share, "place": pairs.place},
             **{"first_key": sums.first_key, "sink_score": row["sink_score"], "usage": pairs.usage},
             **{"centre": pairs.centre, "sums": pairs.sums[0]},
@@ -76,8 +84,7 @@ class Sweep:
 
     def describe(self, sums: Sums) -> None:
         """Fill in what the vectors of ``sums`` hold of each row, column and item."""
-        shift = torch.where(sums.rows, 0, LARGEST)
-        self._run(self._functions.attnprobe_describe, {**self._vectors(sums, lengths=True), "shift": shift}, 0)
+        self._run(self._functions.attnprobe_describe, self._of_vectors(sums, lengths=True), 0)
 
     def find_landmarks(self, sums: Sums) -> None:
         """The scores of the first key, and of each row's own."""
@@ -88,10 +95,11 @@ class Sweep:
         self._run(self._functions.attnprobe_landmarks, outputs, 0)
 
     @staticmethod
-    def _vectors(sums: Sums, *, lengths: bool) -> dict[str, Tensor]:
-        vectors, names = sums.vectors, ("query", "key", "value", "output", "error")
-        outputs = {f"{name}_length": vectors.length[name] for name in (names if lengths else names[4:])}
-        return outputs | {name: getattr(vectors, name) for name in ("centre", "largest", "direction", "unit")}
+    def _of_vectors(sums: Sums, *, lengths: bool) -> dict[str, Tensor]:
+        vectors = sums.vectors
+        outputs = {f"{name}_length": vectors.length[name] for name in (_VECTORS if lengths else ("error",))}
+        outputs |= {name: getattr(vectors, name) for name in ("centre", "largest", "direction", "unit")}
+        return outputs | {"rows": sums.rows}
 
     def exponentials(self) -> tuple[Tensor, Tensor]:
         """The largest score of each row ``[N, T]``, and the sum of 2 to the power of the scores less that."""
@@ -110,20 +118,26 @@ class Sweep:
             room = self._functions.attnprobe_room(ctypes.addressof(call))
             parts = [*_parts(number, torch.get_num_threads())]
             rooms = torch.empty(len(parts), room, dtype=torch.float32, device="cpu")
-            given = [
-                (ctypes.addressof(call), *part, own.data_ptr(), what) for part, own in zip(parts, rooms, strict=True)
+            # Work holds what it reads and writes: whoever waits for it may be interrupted.
+            work = [
+                partial(_work, function, call, (kept, outputs), part, rooms[i], what) for i, part in enumerate(parts)
             ]
-            if len(given) == 1:
-                function(*given[0])
-            else:
-                for done in [threads().submit(function, *each) for each in given]:
+            if len(work) == 1:
+                work[0]()
+                continue
+            submitted = [threads().submit(each) for each in work]
+            try:
+                for done in submitted:
                     done.result()
-            del kept
+            finally:
+                for left in submitted:
+                    left.cancel()
+                wait(submitted)
 
-    def _call(self, items: Items, outputs: dict[str, Tensor]) -> tuple[_Call, list[Tensor]]:
+    def _call(self, items: Items, outputs: dict[str, Tensor]) -> tuple[Call, list[Tensor]]:
         """The call, and what has to live as long."""
         scores, record = self.scores, self.record
-        call = _Call(heads=items.number, queries=scores.queries, keys=scores.keys, factor=record.scale / LN2)
+        call = Call(heads=items.number, queries=scores.queries, keys=scores.keys, factor=record.scale / LN2)
         kept = []
         for name, tensor in self._tensors.items():
             if not self._as_they_are:
@@ -133,13 +147,20 @@ class Sweep:
         call.depth, call.width = kept[0].shape[-1], record.value.shape[-1]
         if self._mask is not None:
             mask = self._mask[items.batches, items.heads]
+            kept.append(mask)
             call.mask_batch, call.mask_head, call.mask_row = mask.stride()[:3]
             call.threshold = scores.threshold
             setattr(call, "visible" if mask.dtype == torch.bool else "bias", mask.data_ptr())
         for name, tensor in outputs.items():
+            assert tensor.dtype == _DTYPES.get(name, torch.float32), name
+            assert tensor.is_contiguous(), name
             setattr(call, name, tensor[items.index].data_ptr())
         call.stride = scores.count * scores.queries
         return call, kept
+
+
+def _work(function: Any, call: Call, kept: object, part: tuple[int, int], room: Tensor, what: int) -> None:
+    function(ctypes.addressof(call), *part, room.data_ptr(), what)
 
 
 def _parts(number: int, threads: int) -> Iterator[tuple[int, int]]:
@@ -150,9 +171,30 @@ def _parts(number: int, threads: int) -> Iterator[tuple[int, int]]:
 
 def sweep_for(scores: Scores) -> Sweep | None:
     """The pass, where a record can have it."""
-    mask = scores.record.mask
     changed = scores.masked_by_scores or scores.mask_mod or scores.record.kept is not None
-    if changed or not usable(scores.device, scores.dtype):
+    if changed or not usable(scores.device, scores.dtype) or not _readable(scores):
         return None
-    readable = mask is None or (mask.dtype in (torch.bool, torch.float32) and mask.shape[-1:] == (scores.keys,))
-    return Sweep(scores, library()) if readable and (mask is None or mask.stride(-1) == 1) else None
+    return Sweep(scores, library())
+
+
+def _readable(scores: Scores) -> bool:
+    """Whether C finds everything where it looks; torch says what is wrong where it is not."""
+    record, mask = scores.record, scores.record.mask
+    tensors = {name: tensor for name in _VECTORS if (tensor := getattr(record, name)) is not None}
+    if not {"query", "key", "output"} <= tensors.keys() or not all(map(_plain, tensors.values())):
+        return False
+    batch, rows, keys = scores.batch, (scores.heads, scores.queries), scores.keys
+    depth, width = tensors["query"].shape[-1], record.value.shape[-1]
+    shapes = {"query": (*rows, depth), "output": (*rows, width), "error": (*rows, width)}
+    shapes |= {name: (tensors[name].shape[1], keys, size) for name, size in (("key", depth), ("value", width))}
+    fits = all(tensor.shape == (batch, *shapes[name]) for name, tensor in tensors.items())
+    if mask is None or not fits:
+        return fits
+    one_by_one = mask.shape[-1:] == (keys,) and mask.stride(-1) == 1
+    return one_by_one and _plain(mask) and mask.dtype in (torch.bool, torch.float32)
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether its memory holds its numbers."""
+    known = type(tensor) in (Tensor, torch.nn.Parameter)
+    return known and tensor.numel() > 0 and not (tensor.is_neg() or tensor._is_zerotensor())

@@ -43,7 +43,7 @@ def tile() -> CompiledTile:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is compiled yet, and what will be need not be fast."""
-    monkeypatch.setattr(compiler, "load", functools.cache(compiler.load.__wrapped__))
+    monkeypatch.setattr(compiler, "_load", functools.cache(compiler._load.__wrapped__))
     monkeypatch.setattr(compiler, "FLAGS", [flag for flag in compiler.FLAGS if flag != "-O3"])
 
 
@@ -299,7 +299,8 @@ WRONG = {
     "isfinite(top)": "0",
     "direction[k] += share * (error[k] * unit);": "direction[k] += error[k];",
     "(float)call->unit[n], room->error": "1, room->error",
-    "!(shift[i] >= LARGEST)": "1",
+    "counts(call, n * call->queries + top + i)": "1",
+    "!call->rows || call->rows[row]": "1",
     "call->sink_score[at] = s[sink];": "call->sink_score[at] = s[0];",
     "call->self_score[at] = s[place];": ";",
     "room->uniform[j] += seen * call->share[at];": "room->uniform[j] += call->share[at];",
@@ -307,6 +308,10 @@ WRONG = {
     "bias * 1.44269504f": "bias",
     "call->value_gradient[n] += squares;": "call->value_gradient[n] = squares;",
     "memset(s + width, 0,": "memset(s + width, 0, 0 *",
+    "bad |= score != score;": "",
+    "score_of(query, keys + first * call->key.row": "score_of(query, keys",
+    "score_of(query, keys + own * call->key.row": "score_of(query, keys",
+    "sizeof(Call)": "8",
     "*total = *total * power(between(-127.0f, *top - most, 128.0f)) + sum;": "*total += sum;",
 }
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +18,8 @@ from attnprobe.catalog import select
 from attnprobe.record import AttentionRecord
 from attnprobe.statistics import compiler, sweep
 from attnprobe.statistics.scores import Scores
-from attnprobe.statistics.streaming import measure
+from attnprobe.statistics.streaming import context, measure, weighed
+from attnprobe.statistics.subset import some_rows
 from attnprobe.statistics.sweep import sweep_for
 
 pytestmark = pytest.mark.usefixtures("at_hand")
@@ -59,7 +64,8 @@ def example(
         scale=0.7,
         self_attention=keys is None,
     )
-    return dataclasses.replace(record, **changes)
+    record = dataclasses.replace(record, **changes)
+    return record if record.output is not None else dataclasses.replace(record, output=context(record))
 
 
 def assert_same(record: AttentionRecord, tolerance: float = 2e-5, **options: Any) -> None:
@@ -132,8 +138,12 @@ def test_other_precisions_come_in_pieces(
     monkeypatch.setattr("attnprobe.statistics.scores.VECTORS", 2048)
     record = example(queries, heads=heads, groups=groups, causal=True)
     names = ("query", "key", "value", "error")
+    names = (*names, "output")
     record = dataclasses.replace(record, **{name: getattr(record, name).to(dtype) for name in names})
-    assert_same(dataclasses.replace(record, output=record.error * 0.1))
+    assert_same(record)
+    shown = torch.rand(2, heads, queries, queries, generator=torch.Generator().manual_seed(3)) < 0.7
+    assert_same(dataclasses.replace(record, mask=shown))
+    assert_same(dataclasses.replace(record, mask=torch.where(shown, 0.5, -torch.inf)[:, :1]))
 
 
 def masks(batch: int, heads: int, queries: int, keys: int) -> dict[str, Tensor]:
@@ -158,8 +168,9 @@ def masks(batch: int, heads: int, queries: int, keys: int) -> dict[str, Tensor]:
         "added": added,
         "added and hidden": torch.where(full, added, -torch.inf),
         "added padding": torch.where(padding, 0.0, torch.finfo(torch.float32).min)[:, None, None],
-        "added for each head": torch.where(window, -0.1 * (position - torch.arange(keys)).abs(), -1e4)
-        * torch.tensor([1.0, 1, 1, 1]).view(1, -1, 1, 1),
+        "added for each head": -0.1
+        * (position - torch.arange(keys)).abs()
+        * torch.tensor([1.0, 0.5, 2, 0]).view(1, -1, 1, 1),
     }
 
 
@@ -169,6 +180,10 @@ def masks(batch: int, heads: int, queries: int, keys: int) -> dict[str, Tensor]:
 def test_masks(name: str, keys: int | None, causal: bool) -> None:
     record = example(40, keys, mask=masks(2, 4, 40, keys or 40)[name], causal=causal)
     assert_same(record)
+    positions = torch.tensor([[0, 3, 3, 17, 30, 39], [1, 2, 4, 8, 16, 32]])
+    part = some_rows(record, positions)
+    assert sweep_for(Scores(part)) is not None
+    assert_same(part)
     assert_same(record, rows=30, exact_routing=True)
 
 
@@ -176,7 +191,6 @@ def test_masks(name: str, keys: int | None, causal: bool) -> None:
 def test_padding_may_hold_anything(name: str) -> None:
     padding = torch.arange(40) < torch.tensor([40, 23])[:, None]
     record = example(mask=padding[:, None, None], query_tokens=padding, causal=True)
-    record = dataclasses.replace(record, output=record.query)
     clean = measure(record, select("all"))
     tensor = getattr(record, name).masked_fill(~padding[:, None, :, None], torch.nan)
     found = measure(dataclasses.replace(record, **{name: tensor}), select("all"))
@@ -214,6 +228,127 @@ def test_the_log_sum_exp_is_that_of_its_own_scores() -> None:
     assert_same(dataclasses.replace(record, scale=10.0), 1e-3)
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_the_log_sum_exp_that_a_kernel_left(shift: float) -> None:
+    """Believed where it is right, else found anew."""
+    record = example(70, causal=True)
+    visible = torch.ones(70, 70).tril().bool()
+    scores = torch.where(visible, record.query @ record.key.mT * record.scale, -torch.inf)
+    given = dataclasses.replace(record, logsumexp=scores.logsumexp(-1) + shift)
+    assert weighed(given, {"value_grad_norm"}).kernel_lse == (shift == 0)
+    assert_same(given)
+    found = measure(given, select("all"), rows=40)
+    exact = measure(record, select("all"))
+    if not shift:
+        for name in ("sink_mass", "self_mass"):
+            torch.testing.assert_close(found[f"{name}.sum"], exact[f"{name}.sum"], rtol=1e-5, atol=1e-6)
+
+
+def test_tokens_that_a_mask_does_not_tell() -> None:
+    tokens = torch.arange(40) < torch.tensor([40, 23])[:, None]
+    record = example(causal=True, query_tokens=tokens, key_tokens=tokens)
+    assert_same(record)
+    assert_same(record, rows=20)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_user_s_default_dtype_does_not_matter(dtype: torch.dtype) -> None:
+    tokens = torch.arange(200) < torch.tensor([200, 120])[:, None]
+    record = example(200, causal=True, query_tokens=tokens, key_tokens=tokens)
+    expected = measure(record, select("all"), rows=60)
+    torch.set_default_dtype(dtype)
+    try:
+        found = measure(record, select("all"), rows=60)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(value.nan_to_num(-1), expected[name].nan_to_num(-1)) for name, value in found.items())
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["query", "key", "value", "error", "output"])
+def test_what_is_not_finite_is_what_torch_says(name: str, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    for mask in (None, masks(2, 4, 40, 40)["each pair"], masks(2, 4, 40, 40)["added and hidden"]):
+        record = example(mask=mask, causal=True)
+        tensor = getattr(record, name).clone()
+        tensor[1, 2, 20, 3] = bad
+        record = dataclasses.replace(record, **{name: tensor})
+        found = measure(record, select("all"))
+        with monkeypatch.context() as without:
+            without.setenv("ATTNPROBE_COMPILED", "0")
+            expected = measure(record, select("all"))
+        for key, value in found.items():
+            close = torch.isclose(value, expected[key], 2e-5, 2e-5, equal_nan=True)
+            if key == "advantage_max.max":  # the lowest of what is not a number
+                close |= value.isnan() | expected[key].isnan()
+            elif key.startswith("advantage_alignment") and mask is not None and name == "key":
+                continue  # a score of -inf counts as masked, or as seen
+            assert close.all(), (key, value, expected[key])
+
+
+def smaller(x: Tensor) -> dict[str, Tensor]:
+    return {"sequences": x[:1], "rows": x[:, :, :20], "columns": x[..., :8], "heads": x[:, :3]}
+
+
+FITTING = {("key", "heads"), ("value", "heads")}  # three for four heads: torch takes them
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    sorted(
+        {*itertools.product(("query", "key", "value", "output", "error"), smaller(torch.zeros(1, 1, 1, 1)))} - FITTING
+    ),
+)
+def test_tensors_that_do_not_fit_together_are_left_to_torch(name: str, how: str) -> None:
+    record = example()
+    record = dataclasses.replace(record, **{name: smaller(getattr(record, name))[how]})
+    assert sweep_for(Scores(record)) is None
+
+
+def test_memory_that_does_not_hold_the_numbers() -> None:
+    class Other(Tensor):
+        pass
+
+    record = example()
+    negative = torch.complex(record.query, record.query).conj().imag
+    assert negative.is_neg()
+    for query in (negative, record.query.as_subclass(Other), torch._efficientzerotensor((2, 4, 40, 16))):
+        assert sweep_for(Scores(dataclasses.replace(record, query=query))) is None
+
+
+INTERRUPTED = """
+import signal, torch
+from attnprobe.catalog import select
+from attnprobe.record import AttentionRecord
+from attnprobe.statistics.streaming import measure
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+def record(length):
+    x = torch.randn(2, 2, length, 64)
+    return AttentionRecord(value=x, query=x, key=x, output=x, error=x, scale=0.1)
+
+torch.set_num_threads(2)
+measure(record(64), select("core"))
+large = record(4096)
+signal.signal(signal.SIGALRM, interrupt)
+for _ in range(3):
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        measure(large, select("core"))
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+measure(record(64), select("core"))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer that interrupts")
+def test_an_interrupted_pass_reads_and_writes_nothing_that_is_gone() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("interrupted") == 3
+
+
 def test_what_it_does_not_serve() -> None:
     record = example()
     changes: list[dict[str, Any]] = [
@@ -225,6 +360,7 @@ def test_what_it_does_not_serve() -> None:
         {"mask": torch.zeros(40, 40).mT.contiguous().mT},
         {"mask": torch.ones(2, 4, 40, 1, dtype=torch.bool)},
         {"value": record.value.double()},
+        {"value": torch.empty(2, 4, 40, 0), "output": torch.empty(2, 4, 40, 0), "error": None},
     ]
     assert sweep_for(Scores(record)) is not None
     for change in changes:

@@ -18,13 +18,14 @@ typedef struct {
     long mask_batch, mask_head, mask_row;   /* strides of these two */
     double threshold;                       /* up to which bias a pair is masked */
     const int32_t *limit;                   /* a row sees the keys before it */
-    const float *shift, *share, *place;     /* of rows; a shift of LARGEST: the row does not count */
+    const uint8_t *rows;                    /* which count; null: all */
+    const float *shift, *share, *place;     /* of rows */
     const int64_t *first_key;
     float *query_length, *output_length, *error_length, *centre, *sink_score, *self_score;
     float *key_length, *value_length, *usage, *readers, *uniform;
     float *largest, *direction; /* the latter [N, width] */
     double *unit, *value_gradient;
-    float *sums; /* [ROWS, N, queries] */
+    float *sums; /* [sums, N, queries] */
     long stride; /* N * queries */
     float *top, *total; /* of a row's exponentials */
 } Call;
@@ -32,3 +33,5 @@ typedef struct {
 static inline const float *vectors_of(const Heads *x, long n, long heads) {
     return x->data + n / heads * x->batch + n % heads * x->heads / heads * x->head;
 }
+
+static inline int counts(const Call *call, long row) { return !call->rows || call->rows[row]; }

@@ -2,8 +2,9 @@
 #pragma once
 #include <math.h>
 
+#include <string.h>
+
 #include "call.h"
-#include "row.h"
 
 #define AHEAD 8
 
@@ -61,7 +62,7 @@ static void describe(const Call *call, long n) {
     call->largest[n] = top, call->unit[n] = unit;
     for (long i = 0; i < call->queries; i++, error += call->error.row, output += call->output.row) {
         long at = n * call->queries + i;
-        if (call->shift[at] >= LARGEST) continue;
+        if (!counts(call, at)) continue;
         float squares = 0, products = 0;
 #pragma omp simd reduction(+ : squares, products)
         for (long k = 0; k < call->width; k++) {

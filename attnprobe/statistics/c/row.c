@@ -1,7 +1,7 @@
 /* Every sum over the pairs of one row in one pass; pair_sums.py says what they are. */
 #include "row.h"
 
-enum { MASS, PLOGP, SQUARE, SCORES, MAX_SCORE, PC, PPC, PCC, PPCC, MIN_C, C_, CC, EE, EC, FAR, ROWS };
+enum { MASS, PLOGP, SQUARE, SCORES, MAX_SCORE, PC, PPC, PCC, PPCC, MIN_C, C_, CC, EE, EC, FAR };
 
 static inline __attribute__((always_inline)) void row(float *restrict s, const float *restrict b, long columns,
                                                       float shift, float centre, float share, float place,
@@ -9,8 +9,9 @@ static inline __attribute__((always_inline)) void row(float *restrict s, const f
                                                       const int what) {
     float mass = 0, plogp = 0, square = 0, scores = 0, top = -LARGEST, pc = 0, ppc = 0, pcc = 0, ppcc = 0, low = LARGEST;
     float sum = 0, cc = 0, ee = 0, ec = 0, far = 0;
+    int bad = 0;
 #pragma omp simd reduction(+ : mass, plogp, square, scores, pc, ppc, pcc, ppcc, sum, cc, ee, ec, far) \
-    reduction(max : top) reduction(min : low)
+    reduction(max : top) reduction(min : low) reduction(| : bad)
     for (long j = 0; j < columns; j++) {
         float score = s[j], x = score - shift, near = between(-127.0f, x, 128.0f), p = power(near);
         int hidden = (what & MASKED) && score < HIDDEN;
@@ -20,6 +21,7 @@ static inline __attribute__((always_inline)) void row(float *restrict s, const f
         scores += hidden ? 0.0f : score;
         plogp += p * near;
         top = score > top ? score : top;
+        bad |= score != score;
         if (what & ERROR) {
             float c = hidden ? 0.0f : b[j] - centre, w = p * c, lowest = hidden ? LARGEST : c;
             pc += w;
@@ -40,7 +42,7 @@ static inline __attribute__((always_inline)) void row(float *restrict s, const f
             s[j] = p;
         }
     }
-    if (mass != mass) top = mass; /* a comparison loses NaN */
+    if (bad) top = NAN; /* a comparison loses it */
     if (pc != pc) low = pc;
     out[MASS * stride] += mass;
     out[PLOGP * stride] += plogp;

@@ -7,6 +7,8 @@
 #define HIDDEN -1e29f /* below it, a pair is masked */
 #define LARGEST 1e30f
 
+_Static_assert(sizeof(long) == 8, "numbers are handed over as 64 bits");
+
 enum { ERROR = 1, EXTENDED = 2, MASKED = 4 };
 
 /* Add one row of pairs to `out`, whose sums are `stride` apart, and its weights to `usage`. `place` is where the query

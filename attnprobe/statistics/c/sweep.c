@@ -1,6 +1,7 @@
 /* All pairs of some items, a few rows and columns at a time: scores and compatibilities never leave the caches. */
 #include "describe.h"
 #include "product.h"
+#include "row.h"
 
 #define ROWS 8    /* a multiple of HEIGHT */
 #define WIDTH 512 /* a multiple of PANEL */
@@ -24,16 +25,19 @@ static long divided(const Call *call, float *room, Scratch *scratch) {
     return used;
 }
 
+/* What a call takes, to be compared with what is handed over. */
+long attnprobe_size(void) { return sizeof(Call); }
+
 /* Floats that `attnprobe_sweep` and `attnprobe_log_sum_exp` need for themselves. */
 long attnprobe_room(const Call *call) { return divided(call, 0, 0); }
 
 /* Rows of vectors times a factor, each `width` long; those that do not count, and those beyond, are 0. */
 static void copy_rows(const Heads *x, const Call *call, long n, long top, long rows, long depth, long width,
                       float factor, float *to) {
-    const float *vectors = vectors_of(x, n, call->heads) + top * x->row, *shift = call->shift + n * call->queries + top;
+    const float *vectors = vectors_of(x, n, call->heads) + top * x->row;
     memset(to, 0, sizeof(float) * ROWS * width);
     for (long i = 0; i < rows; i++)
-        if (!call->shift || !(shift[i] >= LARGEST))
+        if (counts(call, n * call->queries + top + i))
             for (long k = 0; k < depth; k++) to[i * width + k] = vectors[i * x->row + k] * factor;
 }
 
@@ -64,7 +68,7 @@ static long reach(const Call *call, long n, long top, long rows, long first, lon
     long reached = 0;
     for (long i = top; i < top + rows; i++) {
         long at = n * call->queries + i, width = call->limit[at] - first;
-        width = call->shift && call->shift[at] >= LARGEST ? 0 : width < whole ? width : whole;
+        width = !counts(call, at) ? 0 : width < whole ? width : whole;
         while (width > reached && masked(call, mask_of(call, n) + i * call->mask_row + first + width - 1)) width--;
         reached = width > reached ? width : reached;
     }
@@ -96,7 +100,7 @@ static void add_block(const Call *call, long n, long top, long rows, long first,
     for (long r = 0; r < ROWS; r++) {
         long at = n * call->queries + top + r, width = 0, place = 0;
         float *s = room->scores + r * WIDTH;
-        if (r < rows && !(call->shift[at] >= LARGEST)) {
+        if (r < rows && counts(call, at)) {
             width = call->limit[at] - first;
             width = width < 0 ? 0 : width < columns ? width : columns;
             place = (long)call->place[at] - first;

@@ -4,7 +4,7 @@
 #define STRIP 1024 /* columns whose usage is kept on the stack */
 
 /* A tile [items, rows, columns] of scores and compatibilities, whose first column is key number `first`. Arrays over
-   rows are at the tile's first row, `length` apart between items; `sums` is [ROWS, *], `stride` apart; `usage` is at
+   rows are at the tile's first row, `length` apart between items; `sums` is [sums, *], `stride` apart; `usage` is at
    the tile's first column, `keys` apart between items. A row sees the keys before its `limit`, and does not count where
    its shift is LARGEST. Where EXTENDED, `scores` become the weights. */
 void attnprobe_tile(float *scores, const float *compatibilities, long items, long rows, long columns, long first,
