@@ -1,11 +1,10 @@
-"""The sums of ``pair_sums`` and the lengths of ``vectors`` as single passes in C: a third of the time of torch's."""
+"""The sums of ``pair_sums`` over a tile as a single pass in C: a third of the time of torch's."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -95,39 +94,3 @@ def library() -> ctypes.CDLL:
     loaded = load()[0]
     assert loaded is not None
     return loaded
-
-
-def scaled(vectors: Tensor, factor: Tensor, other: Tensor, given: Any = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``vectors`` ``[n, T, D]`` times ``factor`` ``[n]``, their lengths, products with ``other``, and its lengths."""
-    other = other.expand_as(vectors)
-    copy = _empty(vectors.shape)
-    length, product, other_length = (_empty(vectors.shape[:2]) for _ in range(3))
-    outputs = (x.data_ptr() for x in (copy, length, product, other_length))
-    inputs = (*_given(vectors), factor.data_ptr(), other.data_ptr(), *other.stride()[:2])
-    (given or library()).attnprobe_vectors(*inputs, *outputs, length.shape[1])
-    return copy, length, product, other_length
-
-
-def lengths(vectors: Tensor, given: Any = None) -> Tensor:
-    """Of ``vectors`` ``[n, T, D]``."""
-    length = _empty(vectors.shape[:2])
-    nothing = (None, None, 0, 0, None)
-    (given or library()).attnprobe_vectors(*_given(vectors), *nothing, length.data_ptr(), None, None, length.shape[1])
-    return length
-
-
-def largest(vectors: Tensor, given: Any = None) -> Tensor:
-    """Largest absolute value of each item, ``[n]``; NaN if there is one."""
-    found = _empty((len(vectors),))
-    (given or library()).attnprobe_largest(*_given(vectors), found.data_ptr())
-    return found
-
-
-def _empty(shape: Sequence[int]) -> Tensor:
-    """Whatever default dtype or device the user has chosen."""
-    return torch.empty(shape, dtype=torch.float32, device="cpu")
-
-
-def _given(vectors: Tensor) -> tuple[int, ...]:
-    """A tensor whose last dimension is contiguous, as the C functions take it."""
-    return (vectors.data_ptr(), *vectors.shape, *vectors.stride()[:2])

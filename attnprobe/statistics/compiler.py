@@ -29,8 +29,6 @@ _lock, _state = threading.RLock(), threading.local()
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_long
 _ARGUMENTS = {
     "attnprobe_tile": "pp nnnn ppppp n p n p nn",
-    "attnprobe_vectors": "p nnnnn p p nn pppp n",
-    "attnprobe_largest": "p nnnnn p",
     "attnprobe_size": "",
     "attnprobe_room": "p",
     **{f"attnprobe_{name}": "p nn p n" for name in ("sweep", "log_sum_exp", "describe", "landmarks")},

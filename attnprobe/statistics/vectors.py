@@ -7,8 +7,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from attnprobe.statistics import compiled
-from attnprobe.statistics.compiler import usable
 from attnprobe.statistics.scores import Items, Scores
 
 
@@ -57,7 +55,7 @@ class Vectors:
         query, keys = scores.take(record.query, items), scores.take(record.key, items)
         chosen = keys.gather(1, key[:, None, None].expand(-1, 1, keys.shape[-1]))
         factor = torch.full((len(query),), scores.factor, dtype=scores.dtype, device=scores.device)
-        scaled, length, found, _ = _scaled(query, factor, chosen)
+        scaled, length, found = _scaled(query, factor, chosen)
         self.length["query"][items.index] = length / abs(scores.factor) if scores.factor else _lengths(query)
         return replace(items, query=scaled, key=keys), found
 
@@ -67,10 +65,11 @@ class Vectors:
             return None
         index = items.index
         error, output = self.scores.take(self.record.error, items), self.scores.take(self.record.output, items)
-        self.largest[index] = _largest(error)
+        self.largest[index] = torch.maximum(error.amax((1, 2)), -error.amin((1, 2)))
         exponent = torch.frexp(self.largest[index])[1].clamp(-100, 100)  # NaN, Inf and 0 have none to speak of
         unit = (1023 - exponent.long() << 52).view(torch.float64)  # 2^-exponent, which torch.ldexp takes its time for
-        error, length, centre, self.length["output"][index] = _scaled(error, unit.to(error.dtype), output)
+        error, length, centre = _scaled(error, unit.to(error.dtype), output)
+        self.length["output"][index] = _lengths(output)
         if not self._complete:
             outside = ~self._rows[index]
             error.masked_fill_(outside[..., None], 0)
@@ -89,32 +88,13 @@ class Vectors:
         return value.masked_fill(unseen[..., None], 0)
 
 
-def _compiled(vectors: Tensor) -> bool:
-    return vectors.stride(-1) == 1 and usable(vectors.device, vectors.dtype)
+def _scaled(vectors: Tensor, factor: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``[n, T, D]`` times ``factor`` ``[n]``, its lengths, and its products with ``other``, ``[n, T]``."""
+    vectors = vectors * factor[:, None, None]
+    return vectors, _lengths(vectors), (vectors * other).sum(-1)
 
 
 def _lengths(vectors: Tensor) -> Tensor:
     """``[n, T]`` of ``[n, T, D]``."""
-    length: Tensor = compiled.lengths(vectors) if _compiled(vectors) else torch.linalg.vector_norm(vectors, dim=-1)
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
     return length
-
-
-def _largest(vectors: Tensor) -> Tensor:
-    """Largest absolute value ``[n]`` of ``[n, T, D]``; NaN if there is one."""
-    return compiled.largest(vectors) if _compiled(vectors) else torch_largest(vectors)
-
-
-def torch_largest(vectors: Tensor) -> Tensor:
-    return torch.maximum(vectors.amax((1, 2)), -vectors.amin((1, 2)))
-
-
-def _scaled(vectors: Tensor, factor: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``[n, T, D]`` times ``factor`` ``[n]``, its lengths, products with ``other``, and whose lengths, ``[n, T]``."""
-    serves = _compiled(vectors) and other.stride(-1) == 1
-    return (compiled.scaled if serves else torch_scaled)(vectors, factor, other)
-
-
-def torch_scaled(vectors: Tensor, factor: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    vectors, other = vectors * factor[:, None, None], other.expand_as(vectors)
-    length, other_length = (torch.linalg.vector_norm(x, dim=-1) for x in (vectors, other))
-    return vectors, length, (vectors * other).sum(-1), other_length

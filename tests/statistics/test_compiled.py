@@ -19,7 +19,7 @@ from torch import Tensor
 
 import attnprobe as ap
 from attnprobe.catalog import select
-from attnprobe.statistics import compiled, compiler, vectors
+from attnprobe.statistics import compiler
 from attnprobe.statistics.compiled import CompiledTile, compiled_tile
 from attnprobe.statistics.pair_sums import LARGEST, ROW_SUMS, PairSums, Tile
 from attnprobe.statistics.streaming import measure
@@ -292,7 +292,7 @@ WRONG = {
     "low = lowest < low ? lowest : low;": "low = lowest;",
     "width < 0 || shift[i] >= LARGEST ? 0 : width < whole ? width : whole;": "whole;",
     "float score = s[j],": "float score = what & MASKED ? 0 : s[j],",
-    "products += v * y[k];": "products += x[k] * y[k];",
+    "products += u * output[k];": "products += output[k];",
     "top = bits > top ? bits : top;": "top = bits;",
     "panels + c * depth": "panels",
     "n % heads * x->heads / heads": "0",
@@ -397,60 +397,3 @@ def test_it_is_compiled_once(tile: CompiledTile, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(compiler, "_compile", lambda compiler: pytest.fail("compiled again"))
     assert compiler.load()[0] is not None
     measure(long_record(20, 20), select("all"))
-
-
-# Vectors
-
-
-def three_ways(name: str, *given: Tensor) -> list[Any]:
-    """What the function of ``vectors`` returns, and what torch says of it in double precision and without C."""
-    found = getattr(vectors, name)(*given)
-    with pytest.MonkeyPatch.context() as without:
-        without.setenv("ATTNPROBE_COMPILED", "0")
-        return [found, getattr(vectors, name)(*given), getattr(vectors, name)(*(x.double() for x in given))]
-
-
-def layouts(x: Tensor) -> dict[str, Tensor]:
-    """The same numbers in memory in other ways."""
-    return {
-        "dense": x,
-        "heads inside": x.transpose(0, 1).contiguous().transpose(0, 1),
-        "part": torch.cat([x, x], -1)[..., : x.shape[-1]],
-        "columns first": x.mT.contiguous().mT,
-        "every other": x.repeat_interleave(2, 1)[:, ::2],
-    }
-
-
-@pytest.mark.parametrize("layout", layouts(torch.zeros(1, 1, 1)))
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (2, 9, 64), (4, 5, 130)], ids=str)
-def test_lengths_and_products(tile: CompiledTile, shape: tuple[int, ...], layout: str) -> None:
-    x, y = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    factor = torch.linspace(-2, 3, shape[0])
-    x = layouts(x)[layout]
-    calls = {"_lengths": (x,), "_largest": (x,), "_scaled": (x, factor, layouts(y)[layout])}
-    for name, given in calls.items():
-        for found in zip(*(r if isinstance(r, tuple) else (r,) for r in three_ways(name, *given)), strict=True):
-            for value in found[:2]:
-                torch.testing.assert_close(value.double(), found[2], rtol=EPS, atol=EPS)
-    one_for_all = three_ways("_scaled", x, factor, y[:, :1])
-    torch.testing.assert_close(one_for_all[0][2].double(), one_for_all[2][2], rtol=EPS, atol=EPS)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_lengths_of_what_is_not_finite(tile: CompiledTile, bad: float) -> None:
-    x = torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(0))
-    x[1, 4, 5] = bad
-    for name in ("_lengths", "_largest"):
-        compiled_one, torch_one, _ = three_ways(name, x)
-        assert torch.equal(compiled_one.isfinite(), torch_one.isfinite())
-        assert (~compiled_one.isfinite()).sum() == 1
-        assert torch.equal(compiled_one.isnan(), torch_one.isnan())
-    copy, length, product, _ = compiled.scaled(x, torch.ones(3), x)
-    assert torch.equal(copy.nan_to_num(), x.nan_to_num())
-    assert (~length.isfinite()).nonzero().tolist() == (~product.isfinite()).nonzero().tolist() == [[1, 4]]
-
-
-def test_largest_prefers_nan_to_infinity(tile: CompiledTile) -> None:
-    x = torch.tensor([[[1.0, math.inf, math.nan, -2.0]], [[-5.0, 1.0, 0.0, -0.0]], [[-0.0, 0.0, -0.0, 0.0]]])
-    assert compiled.largest(x)[0].isnan()
-    assert compiled.largest(x)[1:].tolist() == [5, 0]
