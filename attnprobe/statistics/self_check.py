@@ -16,7 +16,8 @@ from attnprobe.statistics.compiled import CompiledTile
 from attnprobe.statistics.pair_sums import LARGEST, PairSums, Tile
 from attnprobe.statistics.row_pass import first_pass, log_sum_exp
 from attnprobe.statistics.sums import Sums
-from attnprobe.statistics.sweep import Call, Sweep
+from attnprobe.statistics.sweep import Sweep
+from attnprobe.statistics.sweep_call import Call
 from attnprobe.statistics.weight_pass import WeightPass
 
 

@@ -17,40 +17,9 @@ from attnprobe.statistics.pair_sums import PairSums
 from attnprobe.statistics.scores import LN2, Items, Scores
 from attnprobe.statistics.scores import MASKED as HIDDEN
 from attnprobe.statistics.sums import Sums
+from attnprobe.statistics.sweep_call import DTYPES, VECTORS, Call, Heads, readable
 
 DESCRIBE = 8
-_VECTORS = ("query", "key", "value", "output", "error")
-_Address, _Number = ctypes.c_void_p, ctypes.c_long
-
-
-_DTYPES = {
-    **{"limit": torch.int32, "first_key": torch.int64, "rows": torch.bool},
-    **dict.fromkeys(("unit", "value_gradient"), torch.float64),
-}
-
-
-class _Heads(ctypes.Structure):
-    _fields_ = (("data", _Address), *((name, _Number) for name in ("batch", "head", "row", "heads")))
-
-
-class Call(ctypes.Structure):
-    """As in ``call.h``."""
-
-    _fields_ = (
-        *((name, _Number) for name in ("heads", "queries", "keys", "depth", "width")),
-        *((name, _Heads) for name in _VECTORS),
-        ("factor", ctypes.c_double),
-        *((name, _Address) for name in ("visible", "bias")),
-        *((name, _Number) for name in ("mask_batch", "mask_head", "mask_row")),
-        ("threshold", ctypes.c_double),
-        *((name, _Address) for name in ("limit", "rows", "shift", "share", "place", "first_key")),
-        *((f"{name}_length", _Address) for name in ("query", "output", "error")),
-        *((name, _Address) for name in ("centre", "sink_score", "self_score", "key_length", "value_length")),
-        *((name, _Address) for name in ("usage", "readers", "uniform", "largest", "direction")),
-        *((name, _Address) for name in ("unit", "value_gradient", "sums")),
-        ("stride", _Number),
-        *((name, _Address) for name in ("top", "total")),
-    )
 
 
 class Sweep:
@@ -60,7 +29,7 @@ class Sweep:
         self.scores, self.record, self._functions = scores, scores.record, functions
         mask = self.record.mask
         self._mask = None if mask is None else mask.expand(scores.batch, scores.heads, scores.queries, scores.keys)
-        tensors = {name: getattr(self.record, name) for name in _VECTORS}
+        tensors = {name: getattr(self.record, name) for name in VECTORS}
         self._tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
         self._as_they_are = all(x.dtype == torch.float32 and x.stride(-1) == 1 for x in self._tensors.values())
 
@@ -97,7 +66,7 @@ class Sweep:
     @staticmethod
     def _of_vectors(sums: Sums, *, lengths: bool) -> dict[str, Tensor]:
         vectors = sums.vectors
-        outputs = {f"{name}_length": vectors.length[name] for name in (_VECTORS if lengths else ("error",))}
+        outputs = {f"{name}_length": vectors.length[name] for name in (VECTORS if lengths else ("error",))}
         outputs |= {name: getattr(vectors, name) for name in ("centre", "largest", "direction", "unit")}
         return outputs | {"rows": sums.rows}
 
@@ -143,7 +112,7 @@ class Sweep:
             if not self._as_they_are:
                 tensor = scores.select(tensor, items).to(torch.float32).contiguous()
             kept.append(tensor)
-            setattr(call, name, _Heads(tensor.data_ptr(), *tensor.stride()[:3], tensor.shape[1]))
+            setattr(call, name, Heads(tensor.data_ptr(), *tensor.stride()[:3], tensor.shape[1]))
         call.depth, call.width = kept[0].shape[-1], record.value.shape[-1]
         if self._mask is not None:
             mask = self._mask[items.batches, items.heads]
@@ -152,7 +121,7 @@ class Sweep:
             call.threshold = scores.threshold
             setattr(call, "visible" if mask.dtype == torch.bool else "bias", mask.data_ptr())
         for name, tensor in outputs.items():
-            assert tensor.dtype == _DTYPES.get(name, torch.float32), name
+            assert tensor.dtype == DTYPES.get(name, torch.float32), name
             assert tensor.is_contiguous(), name
             setattr(call, name, tensor[items.index].data_ptr())
         call.stride = scores.count * scores.queries
@@ -172,29 +141,6 @@ def _parts(number: int, threads: int) -> Iterator[tuple[int, int]]:
 def sweep_for(scores: Scores) -> Sweep | None:
     """The pass, where a record can have it."""
     changed = scores.masked_by_scores or scores.mask_mod or scores.record.kept is not None
-    if changed or not usable(scores.device, scores.dtype) or not _readable(scores):
+    if changed or not usable(scores.device, scores.dtype) or not readable(scores):
         return None
     return Sweep(scores, library())
-
-
-def _readable(scores: Scores) -> bool:
-    """Whether C finds everything where it looks; torch says what is wrong where it is not."""
-    record, mask = scores.record, scores.record.mask
-    tensors = {name: tensor for name in _VECTORS if (tensor := getattr(record, name)) is not None}
-    if not {"query", "key", "output"} <= tensors.keys() or not all(map(_plain, tensors.values())):
-        return False
-    batch, rows, keys = scores.batch, (scores.heads, scores.queries), scores.keys
-    depth, width = tensors["query"].shape[-1], record.value.shape[-1]
-    shapes = {"query": (*rows, depth), "output": (*rows, width), "error": (*rows, width)}
-    shapes |= {name: (tensors[name].shape[1], keys, size) for name, size in (("key", depth), ("value", width))}
-    fits = all(tensor.shape == (batch, *shapes[name]) for name, tensor in tensors.items())
-    if mask is None or not fits:
-        return fits
-    one_by_one = mask.shape[-1:] == (keys,) and mask.stride(-1) == 1
-    return one_by_one and _plain(mask) and mask.dtype in (torch.bool, torch.float32)
-
-
-def _plain(tensor: Tensor) -> bool:
-    """Whether its memory holds its numbers."""
-    known = type(tensor) in (Tensor, torch.nn.Parameter)
-    return known and tensor.numel() > 0 and not (tensor.is_neg() or tensor._is_zerotensor())
