@@ -25,7 +25,7 @@ by hand. Times are CPU seconds of one thread. All candidates of a table run in t
 anew, and ratios are taken within a round: their median is given with the quartiles over rounds. A median that misses
 its target is shown as missed. The raw medians are in [{data}]({data}).
 """
-PARTS = ("kernel", "step", "memory", "tools", "scaling")
+PARTS = ("kernel", "step", "long-step", "memory", "tools", "scaling")
 Benchmark = Callable[[bool], Iterator[Section]]
 
 
@@ -44,6 +44,7 @@ def main() -> int:
     benchmarks: Mapping[str, Benchmark] = {
         "kernel": kernel.benchmark,
         "step": step.benchmark,
+        "long-step": step.long_benchmark,
         "memory": memory.benchmark,
         "tools": tools.benchmark,
         "scaling": partial(scaling.benchmark, picture=None if page is None else page.parent / "images" / PICTURE),
