@@ -29,7 +29,7 @@ class Setting:
 
 SETTING = Setting(1024, 9, {"core": 1.10, "all": 1.20, "rows": 1.03})
 LONG_SETTING = Setting(8192, 2, {"core": 1.25, "rows": 1.02}, warmup=0)  # a round takes minutes
-SHORT_SETTING = Setting(256, 3, {})
+SHORT_SETTING, SHORT_LONG_SETTING = Setting(256, 3, {}), Setting(512, 1, {})
 
 ABOUT = f"""Forward pass, loss, backward pass and AdamW step on one sequence, float32; 1.00 is the loop without any
 probe in the same rounds. *Amortised* is the cost at one probe in {EVERY} steps: once computed from the ratio of a
@@ -147,5 +147,5 @@ def benchmark(short: bool) -> Iterator[Section]:
 
 def long_benchmark(short: bool) -> Iterator[Section]:
     """The same of a long sequence."""
-    sizes, setting = (SMALL, SHORT_SETTING) if short else (GPT2, LONG_SETTING)
+    sizes, setting = (SMALL, SHORT_LONG_SETTING) if short else (GPT2, LONG_SETTING)
     yield Section(f"Training step on a long sequence: GPT-2, {sizes}", "", [*steps(sizes, setting)])

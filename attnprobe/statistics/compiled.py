@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,12 +23,27 @@ ERROR, EXTENDED, MASKED = 1, 2, 4
 
 
 @functools.cache
-def threads() -> ThreadPoolExecutor:
+def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="attnprobe")
 
 
 if hasattr(os, "register_at_fork"):  # threads do not survive a fork
-    os.register_at_fork(after_in_child=threads.cache_clear)
+    os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
+def together(work: Sequence[Callable[[], None]]) -> None:
+    """At the same time; nothing of it runs on when this has been interrupted."""
+    if len(work) == 1:
+        work[0]()
+        return
+    submitted = [_threads().submit(each) for each in work]
+    try:
+        for done in submitted:
+            done.result()
+    finally:
+        for left in submitted:
+            left.cancel()
+        wait(submitted)
 
 
 class CompiledTile:
@@ -49,8 +66,7 @@ class CompiledTile:
         parts = [(n, slice(i, min(i + step, rows))) for n in range(items) for i in range(0, rows, step)]
         usages = sums.usage.new_zeros(len(parts), 1, columns)
         work = zip(parts, usages, strict=True)
-        for done in [threads().submit(self._add, sums, tile, slice(n, n + 1), i, u) for (n, i), u in work]:
-            done.result()
+        together([partial(self._add, sums, tile, slice(n, n + 1), i, u) for (n, i), u in work])
         for (n, _), usage in zip(parts, usages, strict=True):
             sums.usage[tile.index.start + n, tile.columns] += usage[0]
         return tile.scores

@@ -16,7 +16,7 @@ def add_norms(averages: Averages, sums: Sums) -> None:
     for name, where in (("query", sums.rows), ("output", sums.rows), ("key", keys), ("value", keys)):
         length = vectors.length[name]
         averages.mean(f"{name}_norm", length, where if getattr(record, name) is not None else where & False)
-        averages.mean(f"{name}_square", length.square(), where)
+        averages.mean(f"{name}_square", length.double().square(), where)
     rows = sums.rows if record.error is not None else nowhere
     averages.mean("error_norm", vectors.length["error"].square(), rows, 2)
     averages.mean("head_importance", vectors.centre.abs(), rows, 1)

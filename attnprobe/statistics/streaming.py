@@ -89,6 +89,8 @@ def weighed(record: AttentionRecord, names: set[str], *, lengths: bool = True) -
     if kept is not None:
         weights.run(kept)
         sums.kernel_lse = weights.certain
+        if not sums.kernel_lse:
+            sums.start()
     if not sums.kernel_lse:
         weights.run(log_sum_exp(scores, weights.sweep) if logsumexp is None else logsumexp)
     return sums

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from concurrent.futures import wait
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnprobe.statistics.compiled import ERROR, EXTENDED, MASKED, library, threads
+from attnprobe.statistics.compiled import ERROR, EXTENDED, MASKED, library, together
 from attnprobe.statistics.compiler import usable
 from attnprobe.statistics.pair_sums import PairSums
 from attnprobe.statistics.scores import LN2, Items, Scores
 from attnprobe.statistics.scores import MASKED as HIDDEN
 from attnprobe.statistics.sums import Sums
 from attnprobe.statistics.sweep_call import DTYPES, VECTORS, Call, Heads, readable
-
-DESCRIBE = 8
 
 
 class Sweep:
@@ -48,7 +45,7 @@ class Sweep:
             outputs |= {"readers": sums.column["rows"], "uniform": sums.column["uniform"]}
         if value_gradient and self.record.error is not None:
             outputs["value_gradient"] = sums.value_gradient
-        what = DESCRIBE | (EXTENDED if pairs.extended else 0) | (0 if self.record.error is None else ERROR)
+        what = (EXTENDED if pairs.extended else 0) | (0 if self.record.error is None else ERROR)
         self._run(self._functions.attnprobe_sweep, outputs, what)
 
     def describe(self, sums: Sums) -> None:
@@ -91,17 +88,7 @@ class Sweep:
             work = [
                 partial(_work, function, call, (kept, outputs), part, rooms[i], what) for i, part in enumerate(parts)
             ]
-            if len(work) == 1:
-                work[0]()
-                continue
-            submitted = [threads().submit(each) for each in work]
-            try:
-                for done in submitted:
-                    done.result()
-            finally:
-                for left in submitted:
-                    left.cancel()
-                wait(submitted)
+            together(work)
 
     def _call(self, items: Items, outputs: dict[str, Tensor]) -> tuple[Call, list[Tensor]]:
         """The call, and what has to live as long."""

@@ -20,7 +20,7 @@ _CERTAIN = {torch.float32: 1e-4, torch.float64: 1e-13}
 
 
 class WeightPass:
-    """Adds one record up; ``run`` may be repeated with another log-sum-exp.
+    """Adds one record up; ``run`` may be repeated with another log-sum-exp once ``sums`` are to ``start`` again.
 
     Args:
         names: the statistics that are wanted.
@@ -33,17 +33,10 @@ class WeightPass:
         self.wants_value_gradient = "value_grad_norm" in names
         self.sweep = sweep_for(scores)
         self._room = Room()
-        self._again = False
-        # Where asking costs nothing: no tile after the last first key has to be looked at for it.
-        on_host = scores.device.type == "cpu"
-        self._last_first = int(sums.first_key.max()) if on_host else scores.keys
 
     def run(self, logsumexp: Tensor) -> None:
         """Fill ``sums``; ``logsumexp`` ``[N, T]`` is over ln 2."""
         scores, sums = self.scores, self.sums
-        if self._again:
-            sums.start()
-        self._again = True
         vectors = sums.vectors
         pairs = PairSums(
             limit=scores.limit,
@@ -73,6 +66,8 @@ class WeightPass:
 
     def _run_tiles(self, pairs: PairSums) -> None:
         scores, sums, vectors = self.scores, self.sums, self.sums.vectors
+        # Where asking costs nothing: no tile after the last first key has to be looked at for it.
+        self._last_first = int(sums.first_key.max()) if scores.device.type == "cpu" else scores.keys
         # The value gradient needs the weights themselves, which the kernel keeps to itself.
         triton = kernels_for(scores) if self.record.kept is None and not self.wants_value_gradient else None
         for items in scores.bare_chunks() if scores.plain else scores.large_chunks():

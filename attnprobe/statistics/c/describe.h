@@ -1,7 +1,6 @@
 /* Lengths of an item's vectors, and what its errors and outputs say of each other. */
 #pragma once
 #include <math.h>
-
 #include <string.h>
 
 #include "call.h"

@@ -6,8 +6,6 @@
 #define ROWS 8    /* a multiple of HEIGHT */
 #define WIDTH 512 /* a multiple of PANEL */
 
-enum { DESCRIBE = 8 };
-
 /* What one thread needs. */
 typedef struct {
     float *key, *value, *gradient, *query, *error, *scores, *compatibilities, *usage, *readers, *uniform;
@@ -63,12 +61,17 @@ static long mask_of(const Call *call, long n) {
     return n / call->heads * call->mask_batch + n % call->heads * call->mask_head;
 }
 
+/* How many of `whole` columns from number `first` on are before the limit of a row. */
+static long before_limit(const Call *call, long row, long first, long whole) {
+    long width = call->limit[row] - first;
+    return width < 0 ? 0 : width < whole ? width : whole;
+}
+
 /* How many of `whole` columns from number `first` on are enough for all that rows from `top` on see. */
 static long reach(const Call *call, long n, long top, long rows, long first, long whole) {
     long reached = 0;
     for (long i = top; i < top + rows; i++) {
-        long at = n * call->queries + i, width = call->limit[at] - first;
-        width = !counts(call, at) ? 0 : width < whole ? width : whole;
+        long at = n * call->queries + i, width = counts(call, at) ? before_limit(call, at, first, whole) : 0;
         while (width > reached && masked(call, mask_of(call, n) + i * call->mask_row + first + width - 1)) width--;
         reached = width > reached ? width : reached;
     }
@@ -86,13 +89,21 @@ static void mask_row(const Call *call, long at, long columns, float *scores) {
         }
 }
 
-/* Rows `top` to `top + rows` of item n and columns `first` to `first + whole`, which are in `room`. */
-static void add_block(const Call *call, long n, long top, long rows, long first, long whole, const Scratch *room,
-                      long what) {
-    long columns = reach(call, n, top, rows, first, whole), wide = rounded(call->width, HEIGHT);
-    if (!columns) return;
+/* Scores of rows `top` to `top + rows` of item n and as many of the columns `first` to `first + whole`, whose keys are
+   in `room`, as they may see: how many that is. Masks come later. */
+static long score_block(const Call *call, long n, long top, long rows, long first, long whole, const Scratch *room) {
+    long columns = reach(call, n, top, rows, first, whole);
+    if (!columns) return 0;
     copy_rows(&call->query, call, n, top, rows, call->depth, call->depth, (float)call->factor, room->query);
     products(room->query, call->depth, call->depth, room->key, columns, room->scores);
+    return columns;
+}
+
+/* All sums over such a block. */
+static void add_block(const Call *call, long n, long top, long rows, long first, long whole, const Scratch *room,
+                      long what) {
+    long columns = score_block(call, n, top, rows, first, whole, room), wide = rounded(call->width, HEIGHT);
+    if (!columns) return;
     if (what & ERROR) {
         copy_rows(&call->error, call, n, top, rows, call->width, wide, (float)call->unit[n], room->error);
         products(room->error, call->width, wide, room->value, columns, room->compatibilities);
@@ -101,8 +112,7 @@ static void add_block(const Call *call, long n, long top, long rows, long first,
         long at = n * call->queries + top + r, width = 0, place = 0;
         float *s = room->scores + r * WIDTH;
         if (r < rows && counts(call, at)) {
-            width = call->limit[at] - first;
-            width = width < 0 ? 0 : width < columns ? width : columns;
+            width = before_limit(call, at, first, columns);
             place = (long)call->place[at] - first;
         }
         if (width > 0) {
@@ -159,7 +169,7 @@ void attnprobe_sweep(const Call *call, long item, long end, float *room, long wh
     Scratch scratch;
     divided(call, room, &scratch);
     for (long n = item; n < end; n++) {
-        if (what & DESCRIBE) describe(call, n);
+        describe(call, n);
         for (long first = 0; first < call->keys; first += WIDTH) add_strip(call, n, first, &scratch, what);
     }
 }
@@ -207,15 +217,10 @@ void attnprobe_log_sum_exp(const Call *call, long item, long end, float *room, l
             pack(key + first * call->key.row, call->key.row, whole, call->depth, scratch.key);
             for (long top = 0; top < call->queries; top += ROWS) {
                 long rows = call->queries - top < ROWS ? call->queries - top : ROWS;
-                long columns = reach(call, n, top, rows, first, whole);
-                if (!columns) continue;
-                copy_rows(&call->query, call, n, top, rows, call->depth, call->depth, (float)call->factor,
-                          scratch.query);
-                products(scratch.query, call->depth, call->depth, scratch.key, columns, scratch.scores);
-                for (long r = 0; r < rows; r++) {
-                    long at = n * call->queries + top + r, width = call->limit[at] - first;
+                long columns = score_block(call, n, top, rows, first, whole, &scratch);
+                for (long r = 0; r < rows && columns; r++) {
+                    long at = n * call->queries + top + r, width = before_limit(call, at, first, columns);
                     float *s = scratch.scores + r * WIDTH;
-                    width = width < 0 ? 0 : width < columns ? width : columns;
                     if (what & MASKED) mask_row(call, mask_of(call, n) + (top + r) * call->mask_row + first, width, s);
                     add_exponentials(s, width, call->top + at, call->total + at);
                 }
