@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from attnprobe.errors import UnknownNameError
 
@@ -28,6 +28,9 @@ class Alarm:
         threshold: the bound that it crossed.
         advice: what to try.
         new: False where an earlier probe raised the same alarm and it still stands.
+        severity: ``"alarm"``, or ``"information"`` for what is worth knowing and nothing to act on.
+        evidence: ``(step, value)`` of the last probes, the newest last.
+        snoozed: whether ``AttentionProbe.snooze`` keeps it quiet; ``new`` is then False.
     """
 
     name: str
@@ -39,6 +42,9 @@ class Alarm:
     threshold: float
     advice: str
     new: bool = True
+    severity: Literal["alarm", "information"] = "alarm"
+    evidence: tuple[tuple[int, float], ...] = ()
+    snoozed: bool = False
 
     def __str__(self) -> str:
         where = self.layer or "run"
@@ -50,11 +56,12 @@ class Alarm:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return dataclasses.asdict(self) | {"heads": list(self.heads)}
+        return dataclasses.asdict(self) | {"heads": list(self.heads), "evidence": [list(pair) for pair in self.evidence]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Alarm:
-        return cls(**{**data, "heads": tuple(data["heads"])})
+        evidence = tuple((int(step), float(value)) for step, value in data.get("evidence", ()))
+        return cls(**{**data, "heads": tuple(data["heads"]), "evidence": evidence})
 
 
 @dataclass(frozen=True, eq=False)
