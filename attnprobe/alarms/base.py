@@ -21,7 +21,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +58,8 @@ class AlarmRule(ABC):
         name: unique among the rules of an engine.
         advice: what to try, with a source.
         needs: statistics that the rule reads; it is not asked about a report that lacks one.
+        remembers: those whose past it reads, in ``history.past(name, layer, head)``.
+        severity: ``"information"`` for what is worth knowing and nothing to act on.
         judges_invalid: whether it also reads reports that measured nothing trustworthy.
         single: whether one of its alarms, while it stands, keeps other layers from raising theirs.
         patience: consecutive probes that raise an alarm; as many without ``holding`` clear it.
@@ -67,6 +69,8 @@ class AlarmRule(ABC):
     name: ClassVar[str] = ""
     advice: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
+    remembers: ClassVar[tuple[str, ...]] = ()
+    severity: ClassVar[Literal["alarm", "information"]] = "alarm"
     judges_invalid: ClassVar[bool] = False
     single: ClassVar[bool] = False
     patience: int = 1

@@ -26,6 +26,7 @@ class DeadValues(AlarmRule):
         "padding that is not declared, start queries and keys smaller, or lower their learning rate."
     )
     needs = ("shared_dead_columns",)
+    remembers = ("shared_dead_columns",)
 
     always: float = 0.05
     stalled: float = 0.3
@@ -38,7 +39,7 @@ class DeadValues(AlarmRule):
         progress = history.loss.progress()
         stuck = progress is False and report.step >= self.stall_step
         for layer, share in layer_values(report, report.layer["shared_dead_columns"]):
-            least = history.least_dead(layer)
+            least = history.past("shared_dead_columns", layer).least
             from_the_start = least >= self.always
             with_stuck_loss = share >= self.stalled and stuck
             still_from_the_start = least >= self.release * self.always

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
+from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from attnprobe.alarms.base import AlarmRule, Reading
 from attnprobe.alarms.history import History
+from attnprobe.alarms.nonfinite import NonFinite
 from attnprobe.alarms.streak import Streak
+from attnprobe.errors import ConfigurationError, UnknownNameError
 from attnprobe.report import Alarm, StepReport
+
+#: Readings that an alarm shows.
+EVIDENCE = 8
+Evidence = deque[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Snooze:
+    """Which alarms keep quiet: glob patterns of the name and the layer, up to a step."""
+
+    name: str
+    layers: str
+    until: int
+
+    def covers(self, name: str, layer: str, step: int) -> bool:
+        # A pattern may match the name: what is not finite is told all the same.
+        if name == NonFinite.name or step >= self.until:
+            return False
+        return fnmatch.fnmatchcase(name, self.name) and fnmatch.fnmatchcase(layer, self.layers)
 
 
 class AlarmEngine:
@@ -27,11 +52,13 @@ class AlarmEngine:
         self, rules: Iterable[AlarmRule], *, uninformed_loss: float | None = None, strict: bool = False
     ) -> None:
         self.rules = tuple(rules)
-        self.history = History(uninformed_loss)
+        self.history = History(uninformed_loss, {name for rule in self.rules for name in rule.remembers})
         self.strict = strict
         self.failures: list[tuple[str, Exception]] = []
         self._off: set[str] = set()
         self._streaks: dict[str, dict[str, Streak]] = {rule.name: {} for rule in self.rules}
+        self._evidence: dict[str, dict[str, Evidence]] = {rule.name: {} for rule in self.rules}
+        self.snoozes: list[Snooze] = []
 
     def update(self, report: StepReport) -> tuple[Alarm, ...]:
         """The alarms that stand after this report: by rule, then in the order in which the layers fired."""
@@ -41,16 +68,26 @@ class AlarmEngine:
         for rule in self.rules:
             if rule.name in self._off:
                 continue
-            streaks = self._streaks[rule.name]
-            raised_before = {layer for layer, streak in streaks.items() if streak.raised}
+            streaks, evidence = self._streaks[rule.name], self._evidence[rule.name]
             for reading in self._read(rule, report):
+                evidence.setdefault(reading.layer, deque(maxlen=EVIDENCE)).append((report.step, reading.value))
                 _advance(streaks, rule, reading, report.step)
-            standing += (
-                streak.alarm(rule, report.step, new=layer not in raised_before)
-                for layer, streak in streaks.items()
-                if streak.raised
-            )
+            for layer, streak in streaks.items():
+                if streak.raised:
+                    snoozed = any(snooze.covers(rule.name, layer, report.step) for snooze in self.snoozes)
+                    new = not streak.told and not snoozed
+                    streak.told |= new
+                    standing.append(streak.alarm(rule, report.step, evidence.get(layer, ()), new=new, snoozed=snoozed))
         return tuple(standing)
+
+    def snooze(self, name: str = "*", layers: str = "*", *, until: int) -> None:
+        """Keep alarms quiet up to the step ``until``; see ``AttentionProbe.snooze``."""
+        if name == NonFinite.name:
+            raise ConfigurationError(f"{name!r} cannot be snoozed: from non-finite numbers no run recovers by itself")
+        known = [rule.name for rule in self.rules]
+        if not any(fnmatch.fnmatchcase(each, name) for each in known):
+            raise UnknownNameError.among("alarm", name, known)
+        self.snoozes.append(Snooze(name, layers, until))
 
     def _read(self, rule: AlarmRule, report: StepReport) -> list[Reading]:
         measured = {*report.statistics, *report.layer}
@@ -73,7 +110,12 @@ class AlarmEngine:
             name: {layer: streak.state_dict() for layer, streak in layers.items()}
             for name, layers in self._streaks.items()
         }
-        return {"history": self.history.state_dict(), "streaks": streaks}
+        evidence = {
+            name: {layer: [*map(list, values)] for layer, values in layers.items()}
+            for name, layers in self._evidence.items()
+        }
+        snoozes = [dataclasses.asdict(snooze) for snooze in self.snoozes]
+        return {"history": self.history.state_dict(), "streaks": streaks, "evidence": evidence, "snoozes": snoozes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken; rules that it does not know start afresh."""
@@ -81,6 +123,11 @@ class AlarmEngine:
         for name in self._streaks:
             saved = state["streaks"].get(name, {})
             self._streaks[name] = {layer: Streak.from_state(streak) for layer, streak in saved.items()}
+            kept = state.get("evidence", {}).get(name, {})
+            self._evidence[name] = {
+                layer: deque(((int(step), value) for step, value in values), EVIDENCE) for layer, values in kept.items()
+            }
+        self.snoozes = [Snooze(**snooze) for snooze in state.get("snoozes", ())]
 
 
 def _advance(streaks: dict[str, Streak], rule: AlarmRule, reading: Reading, step: int) -> None:

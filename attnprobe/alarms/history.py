@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
@@ -12,54 +14,93 @@ from attnprobe.report import StepReport
 
 #: Probes that make a baseline.
 BASELINE = 5
+#: Probes whose values are kept.
+RECENT = 10
+
+
+class Past:
+    """What one number was, from probe to probe; values that are not finite are left out.
+
+    Attributes:
+        first: the first positive values, up to five.
+        recent: ``(step, value)`` of the last ten, the newest last.
+        least: the smallest.
+    """
+
+    def __init__(self) -> None:
+        self.first: list[float] = []
+        self.recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
+        self.least = math.inf
+
+    def observe(self, step: int, value: float) -> None:
+        if not math.isfinite(value):
+            return
+        if len(self.first) < BASELINE and value > 0:
+            self.first.append(value)
+        self.recent.append((step, value))
+        self.least = min(self.least, value)
+
+    @property
+    def baseline(self) -> float | None:
+        """Median of ``first``; None while there are fewer than five."""
+        return median(self.first) if len(self.first) == BASELINE else None
 
 
 class History:
-    """The losses, each head's first value norms and each layer's least share of dead keys, over the valid probes.
+    """The losses, and the past of the statistics that rules remember, over the valid probes.
+
+    Args:
+        uninformed_loss: loss of a model that knows nothing of the input; None where unknown.
+        remembered: names of head or layer statistics.
 
     Attributes:
         loss: average, trend and progress of the loss.
     """
 
-    def __init__(self, uninformed_loss: float | None = None) -> None:
+    def __init__(self, uninformed_loss: float | None = None, remembered: Iterable[str] = ()) -> None:
         self.loss = LossHistory(uninformed_loss)
-        self._value_rms: dict[str, dict[int, list[float]]] = {}
-        self._least_dead: dict[str, float] = {}
+        self._pasts: dict[str, dict[str, dict[int, Past]]] = {name: {} for name in remembered}
 
     def observe(self, report: StepReport) -> None:
         """Take in a report; the engine does so before the rules read it, and leaves out invalid ones."""
         self.loss.observe(report.step, report.loss)
-        if "value_rms" in report:
-            for layer, values in head_values(report, report["value_rms"]):
-                for head, value in values.items():
-                    first = self._value_rms.setdefault(layer, {}).setdefault(head, [])
-                    if len(first) < BASELINE and 0 < value < math.inf:
-                        first.append(value)
-        if "shared_dead_columns" in report.layer:
-            for layer, share in layer_values(report, report.layer["shared_dead_columns"]):
-                self._least_dead[layer] = min(share, self._least_dead.get(layer, share))
+        for name, layers in self._pasts.items():
+            if name in report:
+                for layer, values in head_values(report, report[name]):
+                    pasts = layers.setdefault(layer, {})
+                    for head, value in values.items():
+                        pasts.setdefault(head, Past()).observe(report.step, value)
+            if name in report.layer:
+                for layer, value in layer_values(report, report.layer[name]):
+                    layers.setdefault(layer, {}).setdefault(0, Past()).observe(report.step, value)
 
-    def value_baseline(self, layer: str, head: int) -> float | None:
-        """Median of the first five ``value_rms`` of the head, positive and finite; None while there are fewer."""
-        first = self._value_rms.get(layer, {}).get(head, [])
-        return median(first) if len(first) == BASELINE else None
-
-    def least_dead(self, layer: str) -> float:
-        """The smallest ``shared_dead_columns`` that any probe found in the layer, NaN where none looked."""
-        return self._least_dead.get(layer, math.nan)
+    def past(self, name: str, layer: str, head: int = 0) -> Past:
+        """Of a statistic that a rule remembers; ``head`` does not matter for one of the layer."""
+        return self._pasts[name].get(layer, {}).get(head) or Past()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain Python values."""
-        # Heads as text: a dictionary that went through JSON has no other keys.
-        value_rms = {
-            layer: {str(head): list(first) for head, first in heads.items()} for layer, heads in self._value_rms.items()
+        pasts = {
+            name: {
+                # Heads as text: a dictionary that went through JSON has no other keys.
+                layer: {str(head): [past.first, [*map(list, past.recent)], past.least] for head, past in heads.items()}
+                for layer, heads in layers.items()
+            }
+            for name, layers in self._pasts.items()
         }
-        return {"loss": self.loss.state_dict(), "value_rms": value_rms, "least_dead": dict(self._least_dead)}
+        return {"loss": self.loss.state_dict(), "pasts": pasts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loss.load_state_dict(state["loss"])
-        self._value_rms = {
-            layer: {int(head): list(first) for head, first in heads.items()}
-            for layer, heads in state["value_rms"].items()
-        }
-        self._least_dead = dict(state["least_dead"])
+        for name in self._pasts:
+            self._pasts[name] = {
+                layer: {int(head): _past(*values) for head, values in heads.items()}
+                for layer, heads in state.get("pasts", {}).get(name, {}).items()
+            }
+
+
+def _past(first: list[float], recent: list[list[float]], least: float) -> Past:
+    past = Past()
+    past.first, past.least = list(first), least
+    past.recent.extend((int(step), value) for step, value in recent)
+    return past

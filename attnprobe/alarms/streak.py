@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ class Streak:
         fired: how many fired in a row.
         quiet: how many probes in a row neither fired nor held, since the alarm stands.
         raised: whether the alarm stands.
+        told: whether it was reported as new.
     """
 
     since: int
@@ -27,12 +29,15 @@ class Streak:
     fired: int = 0
     quiet: int = 0
     raised: bool = False
+    told: bool = False
 
     def extend(self, reading: Reading) -> None:
         self.reading, self.quiet = reading, 0
         self.fired += reading.firing
 
-    def alarm(self, rule: AlarmRule, step: int, new: bool) -> Alarm:
+    def alarm(
+        self, rule: AlarmRule, step: int, evidence: Iterable[tuple[int, float]], *, new: bool, snoozed: bool
+    ) -> Alarm:
         reading = self.reading
         return Alarm(
             name=rule.name,
@@ -44,6 +49,9 @@ class Streak:
             threshold=reading.threshold,
             advice=f"{reading.detail} {rule.advice}".strip(),
             new=new,
+            severity=rule.severity,
+            evidence=tuple(evidence),
+            snoozed=snoozed,
         )
 
     def state_dict(self) -> dict[str, Any]:

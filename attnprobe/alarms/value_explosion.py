@@ -23,6 +23,7 @@ class ValueExplosion(AlarmRule):
         "the values bounds them (arXiv 2512.22473)."
     )
     needs = ("value_rms",)
+    remembers = ("value_rms",)
 
     threshold: float = 20.0
     release: float = 0.8
@@ -34,7 +35,7 @@ class ValueExplosion(AlarmRule):
             ratios = {
                 head: value / baseline
                 for head, value in values.items()
-                if (baseline := history.value_baseline(layer, head)) is not None
+                if (baseline := history.past("value_rms", layer, head).baseline) is not None
             }
             if ratios:
                 yield above(layer, ratios, self.threshold, self.release)

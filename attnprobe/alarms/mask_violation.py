@@ -1,0 +1,55 @@
+"""Attention where a mask should be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from attnprobe.alarms.base import AlarmRule, Reading, head_values
+from attnprobe.alarms.history import History
+from attnprobe.report import StepReport
+
+_FOUND = {
+    "future_mass": "Queries read keys that come after them.",
+    "padding_mass": "Real queries read padding.",
+    "hidden_tokens": "Tokens that are real are hidden from all others.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskViolation(AlarmRule):
+    """A head reads what it must not see, or must not see what it should.
+
+    What is padding has to be said with ``probe.token_mask(mask)``; that a model is ``causal``, here. The value of the
+    alarm is the largest share: of attention, or of hidden tokens.
+
+    Attributes:
+        causal: whether no query may read a later key.
+        threshold: share above which it is a violation.
+    """
+
+    name = "mask_violation"
+    advice = (
+        "Compare the mask that the model builds with the one that you mean: boolean masks are True for visible in "
+        "F.scaled_dot_product_attention and True for hidden in nn.MultiheadAttention (PyTorch documentation); a "
+        "causal model that sees the future has a loss too good to be true (arXiv 1706.03762, section 3.2.3)."
+    )
+    needs = ("future_mass", "padding_mass", "hidden_tokens")
+
+    causal: bool = False
+    threshold: float = 1e-6
+    patience: int = 1
+    min_step: int = 0
+
+    def readings(self, report: StepReport, history: History) -> Iterator[Reading]:
+        names = [name for name in _FOUND if self.causal or name != "future_mass"]
+        found = {name: dict(head_values(report, report[name])) for name in names}
+        for layer in report.layers:
+            shares = {name: layers[layer] for name, layers in found.items() if layer in layers}
+            if not shares:
+                continue
+            bad = {name: values for name, values in shares.items() if max(values.values()) > self.threshold}
+            heads = {head for values in bad.values() for head, value in values.items() if value > self.threshold}
+            value = max(value for values in shares.values() for value in values.values())
+            detail = " ".join(_FOUND[name] for name in bad)
+            yield Reading(layer, tuple(sorted(heads)), value, self.threshold, bool(bad), bool(bad), detail)

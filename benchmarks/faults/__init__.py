@@ -1,0 +1,1 @@
+"""The fault laboratory: how often an alarm is right."""

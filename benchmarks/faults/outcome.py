@@ -1,0 +1,35 @@
+"""What became of a run's loss beside that of its healthy twin: by this, and not by any alarm, a run is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+#: Steps over which losses are averaged.
+WINDOW = 10
+#: Half the band's width: so many standard deviations of the twin's loss within a window, at least this share of the
+#: loss that the twin began with.
+DEVIATIONS, LEAST = 3.0, 0.05
+
+
+def leaves_band(losses: Sequence[float], twin: Sequence[float], start: int = 0) -> int | None:
+    """The first step, from ``start`` on, at which the average loss is out of the twin's band; None if it never is.
+
+    Up to its injection a run is bit for bit its twin. Below the band counts as out of it: a model that sees the
+    future learns too well. A loss that is not finite is out.
+    """
+    faulty, healthy = np.asarray(losses, float), np.asarray(twin, float)
+    mean, deviation = _rolling(healthy)
+    half = np.maximum(DEVIATIONS * deviation, LEAST * healthy[:WINDOW].mean())
+    with np.errstate(invalid="ignore"):
+        inside = np.abs(_rolling(faulty)[0] - mean) <= half
+    outside = np.flatnonzero(~inside[max(0, start - WINDOW + 1) :])
+    return int(outside[0]) + max(0, start - WINDOW + 1) + WINDOW - 1 if len(outside) else None
+
+
+def _rolling(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every window."""
+    windows = np.lib.stride_tricks.sliding_window_view(losses, WINDOW)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return windows.mean(-1), windows.std(-1)
