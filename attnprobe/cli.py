@@ -66,6 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     toy.add_argument("--lr", type=float, default=0.5, metavar="RATE", help="learning rate")
     toy.add_argument("--seed", type=int, default=0, metavar="S", help="random seed")
     toy.set_defaults(run=_toy)
+
+    report = commands.add_parser(
+        "report",
+        help="tell what a logged run found: probes, loss, and every alarm from when to when",
+        description="Read the logs of JSONLWriter and TensorBoardWriter in a directory and beneath it, and print for "
+        "each how many probes it holds, the loss, which alarms were raised from when to when, and what to try.",
+    )
+    report.add_argument("directory", type=Path, metavar="RUN_DIR", help="where the run was logged, or a .jsonl file")
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -94,6 +103,13 @@ def _toy(options: argparse.Namespace) -> str:
     from attnprobe.experiments.toy import run
 
     return run(options.out, steps=options.steps, lr=options.lr, seed=options.seed)
+
+
+def _report(options: argparse.Namespace) -> str:
+    from attnprobe.logs import read_run
+    from attnprobe.run_summary import summarize
+
+    return summarize(read_run(options.directory))
 
 
 if __name__ == "__main__":

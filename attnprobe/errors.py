@@ -6,6 +6,7 @@
   - NoAttentionError     nothing was captured, with what was looked for
   - InvalidStepError     a training step that cannot be measured (only with ``strict=True``)
   - WriterError          a place that cannot be written (also an OSError)
+  - LogError             a logged run that cannot be read back
   - ScheduleError        a learning-rate schedule that would not be exact here
 - AttnProbeWarning       what the probe found out during a run, said once
 """
@@ -45,6 +46,10 @@ class InvalidStepError(AttnProbeError):
 
 class WriterError(AttnProbeError, OSError):
     """The place that a writer was given cannot be written."""
+
+
+class LogError(AttnProbeError, ValueError):
+    """No logged run is there, or a log does not hold what it should."""
 
 
 class ScheduleError(AttnProbeError, ValueError):

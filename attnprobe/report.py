@@ -56,7 +56,10 @@ class Alarm:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return dataclasses.asdict(self) | {"heads": list(self.heads), "evidence": [list(pair) for pair in self.evidence]}
+        return dataclasses.asdict(self) | {
+            "heads": list(self.heads),
+            "evidence": [list(pair) for pair in self.evidence],
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Alarm:

@@ -31,7 +31,9 @@ ALLOWED = {
     "lightning": FLOOR | {"alarms", "writers", "probe", "extent"},
     "huggingface": FLOOR | {"alarms", "writers", "probe", "extent"},
     "experiments": FLOOR | {"alarms", "writers", "probe", "lightning", "schedules"},
-    "cli": FLOOR | {"experiments"},
+    "logs": FLOOR | {"writers"},
+    "run_summary": FLOOR | {"writers"},
+    "cli": FLOOR | {"experiments", "logs", "run_summary"},
     "__init__": FLOOR | {"alarms", "capture", "writers", "probe"},
 }
 PUBLIC = {

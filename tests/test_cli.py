@@ -12,7 +12,8 @@ from attnprobe import __version__
 from attnprobe.cli import main
 from attnprobe.experiments.markov.run import seeds_of
 from attnprobe.experiments.markov.task import entropy_rate, sequences, transitions
-from attnprobe.writers import read_jsonl
+from attnprobe.report import Alarm, StepReport
+from attnprobe.writers import JSONLWriter, read_jsonl
 
 SMALL = ["--steps", "60", "--seeds", "1", "--length", "64"]
 
@@ -22,6 +23,7 @@ def test_help_and_version() -> None:
     done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert "markov" in done.stdout
     assert "toy" in done.stdout
+    assert "report" in done.stdout
     assert __version__ in subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
 
 
@@ -35,6 +37,7 @@ def test_help_and_version() -> None:
         (["markov", "--length", "1"], "must be at least 2"),
         (["markov", "--protocol", "other"], "invalid choice"),
         (["toy", "--lr", "fast"], "invalid float"),
+        (["report"], "RUN_DIR"),
     ],
 )
 def test_wrong_options_exit_with_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,6 +89,27 @@ def test_markov(protocol: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     again = json.loads((tmp_path / "run-002" / "summary.json").read_text())
     assert again["final_loss"] == summary["final_loss"]  # deterministic for a seed
     assert (tmp_path / "run-001" / "summary.png").stat().st_size > 10_000
+
+
+def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raised = Alarm("logit_explosion", "encoder.attn", (0, 1), 10, 0, 130.0, 100.0, "Lower the learning rate.")
+    writer = JSONLWriter(tmp_path / "lightning_logs" / "version_0")
+    writer.write(StepReport(0, loss=2.0))
+    writer.write(StepReport(10, loss=1.0, alarms=(raised,)))
+    for place in (tmp_path, writer.path):
+        assert main(["report", str(place)]) == 0
+        out = capsys.readouterr().out
+        for text in ("attention.jsonl", "2 probes, step 0 to 10", "encoder.attn", "stands", "Lower the learning rate."):
+            assert text in out
+
+
+def test_report_of_a_place_without_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place, said in ((tmp_path, "no log found in"), (tmp_path / "missing", "does not exist")):
+        assert main(["report", str(place)]) == 2
+        out, error = capsys.readouterr()
+        assert error.startswith("attnprobe: error:")
+        assert said in error
+        assert not out
 
 
 def test_the_task_is_what_it_says() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from attnprobe.errors import UnknownNameError
 from attnprobe.writers.base import positive
+from attnprobe.writers.columns import aligned, left, number, right
 from attnprobe.writers.text import printable
 
 if TYPE_CHECKING:
@@ -82,28 +82,14 @@ def table(first: StepReport | None, last: StepReport, names: Iterable[str]) -> s
         UnknownNameError: neither report holds that statistic; the message lists what they hold.
     """
     before = {} if first is None else {(row["layer"], row["head"]): row for row in first.rows()}
-    columns = [_left(["layer", *(printable(row["layer"]) for row in last.rows())])]
-    columns.append(_right(["head", *(str(row["head"]) for row in last.rows())]))
+    columns = [left(["layer", *(printable(row["layer"]) for row in last.rows())])]
+    columns.append(right(["head", *(str(row["head"]) for row in last.rows())]))
     for name in names:
         if name not in last and (first is None or name not in first):
             raise UnknownNameError.among("statistic", name, {*last.statistics, *(first.statistics if first else ())})
-        cells = _right([_number(row.get(name)) for row in last.rows()])
+        cells = right([number(row.get(name)) for row in last.rows()])
         if first is not None:
-            starts = _right([_number(before.get((row["layer"], row["head"]), {}).get(name)) for row in last.rows()])
+            starts = right([number(before.get((row["layer"], row["head"]), {}).get(name)) for row in last.rows()])
             cells = [f"{start} -> {cell}" for start, cell in zip(starts, cells, strict=True)]
-        columns.append(_right([printable(name), *cells]))
-    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.4g}"
-
-
-def _left(cells: list[str]) -> list[str]:
-    width = max(map(len, cells), default=0)
-    return [cell.ljust(width) for cell in cells]
-
-
-def _right(cells: list[str]) -> list[str]:
-    width = max(map(len, cells), default=0)
-    return [cell.rjust(width) for cell in cells]
+        columns.append(right([printable(name), *cells]))
+    return aligned(columns)

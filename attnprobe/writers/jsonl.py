@@ -108,13 +108,14 @@ def read_jsonl(path: str | PathLike[str]) -> list[dict[str, Any]]:
     file = Path(path).expanduser()
     file = file / DEFAULT_NAME if file.is_dir() else file
     lines = [line for line in file.read_bytes().split(b"\n") if line.strip()]
-    records = [record for record in map(_record, lines) if record is not None]
+    records = [record for record in map(parse_line, lines) if record is not None]
     if lines and not records:
         raise WriterError(f"{file} holds no JSON record in its {len(lines)} lines; pass a file written by JSONLWriter")
     return records
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The record of a line, None where a killed process left it incomplete."""
     try:
         record = json.loads(line)
     except ValueError:

@@ -56,7 +56,7 @@ def heads(report: StepReport) -> Iterator[Entry]:
     if report.residual is not None:
         yield entry("residual", report.residual.numpy(), "diagnostic", "head", lambda: describe.RESIDUAL)
     for kind, tensor in report.nonfinite.items():
-        if (counts := tensor.numpy()).any():
+        if ((counts := tensor.numpy()) > 0).any():  # NaN, where a layer has fewer heads, is no count
             name = f"nonfinite/{printable(kind)}"
             yield entry(name, counts, "diagnostic", "head", partial(describe.nonfinite, kind))
     if not np.isnan(report.loss):

@@ -110,6 +110,8 @@ class TensorBoardWriter:
         else:
             reason = f"step {report.step}: {markdown(report.invalid)}"
             yield summaries.text("not_measured", [reason], "Why nothing was measured at this step.")
+            if report.alarms:  # a batch without a finite loss may raise one and be the run's last
+                yield summaries.alarms(report)
         if new := summaries.alarm_lines(report):
             yield summaries.text("alarm_messages", new, "Alarms that are new at this step.")
         for name, texts in (("warnings", report.warnings), ("notes", report.notes)):

@@ -1,0 +1,71 @@
+"""The record of a probe, in plain values, back into its report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from attnprobe.errors import LogError
+from attnprobe.report import Alarm, StepReport
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def report_of(record: Mapping[str, Any]) -> StepReport:
+    """The report that a JSON line stands for, ``[L, H]`` tensors padded with NaN; the inverse of ``jsonl.to_dict``.
+
+    Keys that are missing from the line have the defaults of ``StepReport``.
+
+    Raises:
+        LogError: the line is not that of a probe.
+    """
+    try:
+        heads = tuple(int(count) for count in record.get("heads", ()))
+        statistics = record.get("statistics", {})
+        residual = record.get("residual")
+        return StepReport(
+            step=int(record["step"]),
+            layers=tuple(map(str, record.get("layers", ()))),
+            heads=heads,
+            statistics={name: _padded(rows, heads) for name, rows in statistics.items()},
+            layer={name: _vector(values) for name, values in record.get("layer_statistics", {}).items()},
+            standard_errors={
+                name: _padded(values, heads) if name in statistics else _vector(values)
+                for name, values in record.get("standard_errors", {}).items()
+            },
+            residual=None if residual is None else _padded(residual, heads),
+            nonfinite={kind: _padded(rows, heads) for kind, rows in record.get("nonfinite", {}).items()},
+            loss=_number(record.get("loss")),
+            invalid=str(record.get("invalid", "")),
+            warnings=tuple(map(str, record.get("warnings", ()))),
+            notes=tuple(map(str, record.get("notes", ()))),
+            alarms=tuple(map(_alarm, record.get("alarms", ()))),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LogError(f"not the record of a probe: {type(error).__name__}: {error}") from error
+
+
+def _number(value: Any) -> float:
+    """Strict JSON has no NaN: it is null, and infinities are text."""
+    return math.nan if value is None else float(value)
+
+
+def _vector(values: Sequence[Any]) -> Tensor:
+    return torch.tensor([_number(value) for value in values], dtype=torch.float64)
+
+
+def _padded(rows: Sequence[Sequence[Any]], heads: tuple[int, ...]) -> Tensor:
+    """``[L, H]`` with NaN where a layer has fewer heads."""
+    width = max(heads, default=0)
+    full = [[*map(_number, row), *[math.nan] * (width - len(row))] for row in rows]
+    return torch.tensor(full, dtype=torch.float64).reshape(len(heads), width)
+
+
+def _alarm(data: Mapping[str, Any]) -> Alarm:
+    numbers = {key: _number(data[key]) for key in ("value", "threshold")}
+    evidence = [(step, _number(value)) for step, value in data.get("evidence", ())]
+    return Alarm.from_dict({**data, **numbers, "evidence": evidence})
