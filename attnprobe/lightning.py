@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attnprobe.alarms import DEFAULT_ALARMS, AlarmRule, resolve
+from attnprobe.alarms import DEFAULT_ALARMS, AlarmRule
 from attnprobe.catalog import Statistic, select
 from attnprobe.extent import Extent
-from attnprobe.probe import AttentionProbe, Names, check_options, writer_list
+from attnprobe.probe import AttentionProbe, Names, check_options, runnable, writer_list
 from attnprobe.report import StepReport
 from attnprobe.writers.aggregates import aggregates
 from attnprobe.writers.base import Writer
@@ -95,7 +95,7 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
             "layers": layers,
             "statistics": select(statistics),
             "maps": maps,
-            "alarms": resolve(alarms),
+            "alarms": runnable(alarms, reference_batch),
             "action": action,
             "uninformed_loss": uninformed_loss,
             "reference_batch": reference_batch,

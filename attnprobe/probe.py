@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from attnprobe.alarms import DEFAULT_ALARMS, AlarmEngine, AlarmRule, resolve
+from attnprobe.alarms import ALL_ALARMS, DEFAULT_ALARMS, AlarmEngine, AlarmRule, resolve
 from attnprobe.capture.modules import module_names
 from attnprobe.capture.session import SILENT
 from attnprobe.catalog import STATISTICS, Statistic, select
@@ -52,7 +52,7 @@ class AttentionProbe:
         maps: glob pattern(s) of layers, or ``"layer:head"``, whose attention, compatibility and advantage
             maps go into the report.
         writers: where reports go.
-        alarms: rules, or names of default rules.
+        alarms: rules, names of rules, ``"default"`` or ``"all"``; what rules of your choice read is measured too.
         action: what a new alarm does: ``"record"`` it, ``"warn"``, or ask to ``"stop"`` (see ``should_stop``).
         grad_scaler: the GradScaler in use, if any; errors are divided by its scale, and a step that it skips
             makes an invalid report instead of an alarm. ``step`` then comes after ``scaler.update()``.
@@ -106,14 +106,18 @@ class AttentionProbe:
         self.model, self.every_n_steps, self.action, self.strict = model, every_n_steps, action, strict
         self.writers = writer_list(writers)
         self._working = [*self.writers]  # those that never failed
-        self.engine = AlarmEngine(resolve(alarms), uninformed_loss=uninformed_loss, strict=strict)
+        rules = runnable(alarms, reference_batch)
+        self.engine = AlarmEngine(rules, uninformed_loss=uninformed_loss, strict=strict)
         self.should_stop = False
-        chosen, watched = select(statistics), patterns(model, "layers", layers)
+        chosen, watched = with_needs(select(statistics), rules), patterns(model, "layers", layers)
         displacements = [STATISTICS[name] for name in REFERENCE_STATISTICS]
         if reference_batch is not None:
             chosen = tuple(dict.fromkeys([*chosen, *displacements]))
         elif set(displacements) & set(chosen):
-            raise ConfigurationError(f"{' and '.join(REFERENCE_STATISTICS)} need a reference_batch=")
+            raise ConfigurationError(
+                f"{' and '.join(REFERENCE_STATISTICS)}, and the alarm stalled_layer that reads them, need a "
+                "reference_batch="
+            )
         self._collector = Collector(
             model,
             chosen,
@@ -203,6 +207,22 @@ class AttentionProbe:
             finally:
                 self._collector = training
             return _measured(collector.finish(self._step))
+
+    def snooze(self, name: str = "*", *, layers: str = "*", steps: int) -> None:
+        """Keep alarms quiet for the next ``steps`` training steps: neither warned about, nor a reason to stop.
+
+        They stand in the reports all the same, marked as snoozed, and are new again if they outlast it. What is not
+        finite is never snoozed.
+
+        Args:
+            name, layers: glob patterns of the alarms' names and layers.
+
+        Raises:
+            UnknownNameError: no rule has such a name. ConfigurationError: it is the one for non-finite numbers.
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ConfigurationError(f"steps must be a whole number of at least 1, got {steps!r}")
+        self.engine.snooze(name, layers, until=self._step + steps)
 
     def close(self) -> None:
         """End the probe: discard an unfinished step, close the writers. May be called more than once."""
@@ -302,9 +322,10 @@ class AttentionProbe:
 
     def _act(self, report: StepReport) -> None:
         for alarm in report.alarms:
-            if alarm.new and self.action != "record":
-                warnings.warn(str(alarm), AttnProbeWarning, stacklevel=4)
-        self.should_stop |= self.action == "stop" and any(alarm.new for alarm in report.alarms)
+            if alarm.new and alarm.severity == "alarm":
+                if self.action != "record":
+                    warnings.warn(str(alarm), AttnProbeWarning, stacklevel=4)
+                self.should_stop |= self.action == "stop"
 
     def _say(self, message: str, stacklevel: int = 4) -> None:
         """Warn once per run, at the line that called ``step``."""
@@ -353,8 +374,9 @@ def analyze(
     """
     extent = Extent.of(rows, exact_routing, heads, sequences)
     watched, pictured = patterns(model, "layers", layers), patterns(model, "maps", maps)
-    collector = Collector(model, select(statistics), watched, pictured, extent=extent, strict=True)
-    engine = AlarmEngine(resolve(alarms), strict=True)
+    rules = runnable(alarms, None)
+    collector = Collector(model, with_needs(select(statistics), rules), watched, pictured, extent=extent, strict=True)
+    engine = AlarmEngine(rules, strict=True)
     with apart(model), preserved(model), _capturing(collector) as session, torch.enable_grad():
         loss = closure()
         # The gradients were set aside: where there are some again, the closure has called backward itself.
@@ -389,6 +411,20 @@ def _capturing(collector: Collector) -> Iterator[Any]:
         yield collector.session
     finally:
         collector.discard()
+
+
+def runnable(alarms: AlarmRule | str | Iterable[AlarmRule | str], reference_batch: Any) -> tuple[AlarmRule, ...]:
+    """The rules; ``"all"`` are those that need no reference batch where there is none."""
+    rules = resolve(alarms)
+    if reference_batch is None and alarms in ("all", ALL_ALARMS):
+        rules = tuple(rule for rule in rules if not set(rule.needs) & set(REFERENCE_STATISTICS))
+    return rules
+
+
+def with_needs(statistics: Iterable[Statistic], rules: tuple[AlarmRule, ...]) -> tuple[Statistic, ...]:
+    """``statistics``, and what rules that somebody chose read besides; the default rules make do with what there is."""
+    needs = () if rules == DEFAULT_ALARMS else (name for rule in rules for name in rule.needs if name in STATISTICS)
+    return tuple(dict.fromkeys([*statistics, *(STATISTICS[name] for name in needs)]))
 
 
 def check_options(every_n_steps: object, action: object) -> None:

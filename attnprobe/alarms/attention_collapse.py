@@ -30,6 +30,7 @@ class AttentionCollapse(AlarmRule):
         "Lower the learning rate or lengthen the warm-up; normalise queries and keys (QK-norm, arXiv 2010.04245) or "
         "bound the spectral norm of their weights (sigma-reparametrisation, arXiv 2303.06296)."
     )
+    looser = (("spread", -1),)
     needs = ("concentration", "logit_spread")
 
     share: float = 0.5

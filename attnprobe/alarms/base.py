@@ -59,6 +59,8 @@ class AlarmRule(ABC):
         advice: what to try, with a source.
         needs: statistics that the rule reads; it is not asked about a report that lacks one.
         remembers: those whose past it reads, in ``history.past(name, layer, head)``.
+        looser: thresholds that ``attnprobe calibrate`` may set, and whether a larger (1) or a smaller one (-1) makes
+            fewer alarms.
         severity: ``"information"`` for what is worth knowing and nothing to act on.
         judges_invalid: whether it also reads reports that measured nothing trustworthy.
         single: whether one of its alarms, while it stands, keeps other layers from raising theirs.
@@ -70,6 +72,7 @@ class AlarmRule(ABC):
     advice: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     remembers: ClassVar[tuple[str, ...]] = ()
+    looser: ClassVar[tuple[tuple[str, int], ...]] = ()
     severity: ClassVar[Literal["alarm", "information"]] = "alarm"
     judges_invalid: ClassVar[bool] = False
     single: ClassVar[bool] = False

@@ -25,6 +25,7 @@ class DeadValues(AlarmRule):
         "A value's gradient is sum_i alpha_ij u_i (arXiv 2512.22473), nothing where nobody reads: look for a mask or "
         "padding that is not declared, start queries and keys smaller, or lower their learning rate."
     )
+    looser = (("always", 1), ("stalled", 1))
     needs = ("shared_dead_columns",)
     remembers = ("shared_dead_columns",)
 

@@ -24,6 +24,7 @@ class DiffuseRouting(AlarmRule):
         "Check that labels and data fit together and hold something to attend to; raise the learning rate of queries "
         "and keys, or use Adam instead of SGD (arXiv 2402.16788)."
     )
+    looser = (("threshold", 1),)
     needs = ("entropy_8",)
 
     threshold: float = 0.75

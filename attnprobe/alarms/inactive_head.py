@@ -26,6 +26,7 @@ class InactiveHead(AlarmRule):
         "Look at the output projection, at head masks and at what multiplies the attention's branch: with an error of "
         "zero the head gets no gradient; where heads are to spare, prune them (arXiv 1905.10650)."
     )
+    looser = (("threshold", -1),)
     needs = ("output_norm", "error_norm")
 
     threshold: float = 1e-4

@@ -23,6 +23,7 @@ class LogitExplosion(AlarmRule):
         "(QK-norm, arXiv 2010.04245), clip their weights (QK-Clip, arXiv 2507.20534) or cap the scores "
         "(soft-capping, arXiv 2408.00118)."
     )
+    looser = (("threshold", 1),)
     needs = ("logit_spread",)
 
     threshold: float = 100.0

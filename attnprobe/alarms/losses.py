@@ -15,12 +15,12 @@ WINDOW = 10
 ENOUGH = 5
 #: Memory of the average.
 DECAY = 0.9
-#: An average below this share of the uninformed loss carries information.
+#: An average below this share of the uninformed loss, or of the first losses where that is unknown, is progress.
 INFORMED = 0.98
 #: A fall of the mean loss counts from this many standard errors.
 CLEAR = 3.0
-#: Where the uninformed loss is unknown, an average at this share of the first losses is progress.
-LEARNED = 0.5
+#: Losses on either side of the short comparison.
+LATELY = 5
 
 
 class LossHistory:
@@ -73,8 +73,16 @@ class LossHistory:
             return None if average is None else average < INFORMED * self.uninformed
         if average is None or trend is None:
             return None
-        # A converged run is as flat as a stuck one: how far it came tells them apart.
-        return trend >= CLEAR or 0 < average <= LEARNED * median(self._first)
+        # A converged run is as flat as a stuck one: that it came any way at all tells them apart. Some come no further
+        # than the frequencies of their targets, and only the uninformed loss can tell that.
+        return trend >= CLEAR or 0 < average <= INFORMED * median(self._first)
+
+    def fall(self) -> float | None:
+        """By which share of the first losses the last five are below the five before; None while there are fewer."""
+        if len(self.recent) < 2 * LATELY:
+            return None
+        losses = [loss for _, loss in self.recent][-2 * LATELY :]
+        return (sum(losses[:LATELY]) - sum(losses[LATELY:])) / LATELY / median(self._first)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain Python values."""

@@ -19,6 +19,7 @@ class RedundantHeads(AlarmRule):
         "Look for weights that are shared, tied or initialised alike; where heads became alike by themselves, use "
         "fewer of them (arXiv 1905.10650)."
     )
+    looser = (("threshold", 1),)
     needs = ("head_similarity",)
 
     threshold: float = 0.9999

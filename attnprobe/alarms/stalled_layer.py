@@ -26,6 +26,7 @@ class StalledLayer(AlarmRule):
         "Look for requires_grad=False, parameters that the optimizer was not given, a learning rate of zero, and "
         "updates that are lost in the precision of the weights (arXiv 1710.03740)."
     )
+    looser = (("threshold", -1),)
     needs = ("attention_displacement", "value_displacement")
 
     threshold: float = 1e-6

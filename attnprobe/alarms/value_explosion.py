@@ -22,6 +22,7 @@ class ValueExplosion(AlarmRule):
         "Lower the learning rate of the value projection, give it weight decay or clip gradients; a LayerNorm on "
         "the values bounds them (arXiv 2512.22473)."
     )
+    looser = (("threshold", 1),)
     needs = ("value_rms",)
     remembers = ("value_rms",)
 

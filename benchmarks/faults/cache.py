@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import inspect
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 
 import attnprobe
-from attnprobe.logs import number, report_of
+from attnprobe.logs import report_of
 from attnprobe.writers.jsonl import to_dict
 from attnprobe.writers.strict_json import dumps
 from benchmarks.faults import model, tasks, train
@@ -64,8 +65,14 @@ class Cache:
 
     def read(self, setup: Setup) -> train.Run:
         data = json.loads(gzip.decompress(self.path(setup).read_bytes()))
-        losses, gradients = ([number(value) for value in data[name]] for name in ("losses", "gradients"))
+        losses, gradients = (
+            [math.nan if x is None else float(x) for x in data[name]] for name in ("losses", "gradients")
+        )
         return train.Run(setup, losses, gradients, [report_of(probe) for probe in data["probes"]])
+
+
+def _number(value: float | str | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def key(setup: Setup) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Generator, nn
 
-from benchmarks.faults.model import Attention, Transformer
+from benchmarks.faults.model import Attention, Block, Transformer
 from benchmarks.faults.tasks import Batch
 
-MILD, MEDIUM, SEVERE = "mild", "medium", "severe"
-SEVERITIES = (MILD, MEDIUM, SEVERE)
+SEVERITIES = ("mild", "medium", "severe")
 
 
 class Fault:
@@ -22,13 +20,13 @@ class Fault:
 
     Attributes:
         name: in tables.
-        levels: severity -> how much.
+        levels: how much, for each severity.
         start: the step of the injection.
         tasks, variant, heads, layers: which runs it fits: all tasks where none is named, at least so many heads.
     """
 
     name: ClassVar[str] = ""
-    levels: ClassVar[Mapping[str, float]] = {}
+    levels: ClassVar[tuple[float, ...]] = ()
     start: ClassVar[int] = 0
     tasks: ClassVar[tuple[str, ...]] = ()
     variant: ClassVar[str] = "plain"
@@ -61,7 +59,7 @@ class HighRate(Fault):
     """The learning rate is a multiple of what it should be."""
 
     name = "high learning rate"
-    levels = {MILD: 10, MEDIUM: 30, SEVERE: 300}
+    levels = (10, 30, 300)
 
     def schedule(self, rate: float, warm_up: int, level: float) -> tuple[float, int]:
         return rate * level, warm_up
@@ -71,7 +69,7 @@ class NoWarmUp(Fault):
     """Norms behind the blocks, three layers, a high rate, and no time to get there."""
 
     name = "no warm-up"
-    levels = {MILD: 2, MEDIUM: 5, SEVERE: 30}
+    levels = (2, 5, 30)
     variant = "post"
 
     def schedule(self, rate: float, warm_up: int, level: float) -> tuple[float, int]:
@@ -82,7 +80,7 @@ class KeyGrowth(Fault):
     """Query and key weights grow by a constant factor every step."""
 
     name = "query/key growth"
-    levels = {MILD: 0.003, MEDIUM: 0.01, SEVERE: 0.03}
+    levels = (0.003, 0.01, 0.03)
     start = 150
 
     def each_step(self, model: Transformer, level: float) -> None:
@@ -94,7 +92,7 @@ class Overflow(Fault):
     """Training goes on in bfloat16, and query and key weights leap until scores overflow."""
 
     name = "bf16 overflow"
-    levels = {MILD: 1e2, MEDIUM: 1e8, SEVERE: 1e22}
+    levels = (1e2, 1e8, 1e22)
     start = 150
 
     def inject(self, model: Transformer, level: float) -> None:
@@ -109,7 +107,7 @@ class ValueGrowth(Fault):
     """Value weights grow by a constant factor every step."""
 
     name = "value growth"
-    levels = {MILD: 0.003, MEDIUM: 0.02, SEVERE: 0.05}
+    levels = (0.003, 0.02, 0.05)
     start = 150
 
     def each_step(self, model: Transformer, level: float) -> None:
@@ -121,7 +119,7 @@ class DeadColumns(Fault):
     """A bias as of a mask, but not as large as one, hides every n-th key in all heads."""
 
     name = "dead columns"
-    levels = {MILD: 0.1, MEDIUM: 0.3, SEVERE: 0.7}
+    levels = (0.1, 0.3, 0.7)
     tasks = ("previous", "induction", "recall", "text", "digits", "majority")
 
     def prepare(self, model: Transformer, level: float) -> None:
@@ -136,7 +134,7 @@ class FutureLeak(Fault):
     """The causal mask lets later tokens through."""
 
     name = "future leak"
-    levels = {MILD: 1, MEDIUM: 2, SEVERE: 3}
+    levels = (1, 2, 3)
     tasks = ("previous", "first", "induction", "markov", "text")
 
     def prepare(self, model: Transformer, level: float) -> None:
@@ -150,7 +148,7 @@ class PaddingSeen(Fault):
     """The token mask is ignored: in the last layer, in all, and in all with padding that is like nothing else."""
 
     name = "padding attended"
-    levels = {MILD: 1, MEDIUM: 2, SEVERE: 3}
+    levels = (1, 2, 3)
     tasks = ("majority",)
     variant = "padded"
 
@@ -169,7 +167,7 @@ class NoInformation(Fault):
     """A share of the sequences is exchanged for others: inputs that say nothing of the targets."""
 
     name = "uninformative inputs"
-    levels = {MILD: 0.3, MEDIUM: 0.8, SEVERE: 1.0}
+    levels = (0.3, 0.8, 1.0)
 
     def spoil(self, batch: Batch, level: float, step: int, noise: Generator) -> Batch:
         other = batch.inputs[torch.randperm(len(batch.inputs), generator=noise)]
@@ -181,7 +179,7 @@ class Temperature(Fault):
     """Scores are divided by a number that nobody wanted."""
 
     name = "temperature"
-    levels = {MILD: 5, MEDIUM: 100, SEVERE: 1e4}
+    levels = (5, 100, 1e4)
     tasks = ("previous", "first", "recall")
 
     def prepare(self, model: Transformer, level: float) -> None:
@@ -193,7 +191,7 @@ class NoPositions(Fault):
     """Positions are shrunk, or left out."""
 
     name = "missing positions"
-    levels = {MILD: 0.3, MEDIUM: 0.1, SEVERE: 0.0}
+    levels = (0.3, 0.1, 0.0)
     tasks = ("previous",)
 
     def prepare(self, model: Transformer, level: float) -> None:
@@ -204,7 +202,7 @@ class Collapse(Fault):
     """Queries and keys start so large that attention is one-hot."""
 
     name = "attention collapse"
-    levels = {MILD: 5, MEDIUM: 20, SEVERE: 100}
+    levels = (5, 20, 100)
 
     def prepare(self, model: Transformer, level: float) -> None:
         for attention in model.attentions:
@@ -215,11 +213,12 @@ class RankCollapse(Fault):
     """The residual stream is damped, or cut: every layer mixes the tokens, and nothing keeps them apart."""
 
     name = "rank collapse"
-    levels = {MILD: 0.5, MEDIUM: 0.1, SEVERE: 0.0}
+    levels = (0.5, 0.1, 0.0)
     layers = 3
 
     def prepare(self, model: Transformer, level: float) -> None:
         for block in model.blocks:
+            assert isinstance(block, Block)
             block.skip = level
 
 
@@ -227,7 +226,7 @@ class DuplicatedHeads(Fault):
     """Heads are kept equal: two, half of each layer, all."""
 
     name = "duplicated heads"
-    levels = {MILD: 0.0, MEDIUM: 0.5, SEVERE: 1.0}
+    levels = (0.0, 0.5, 1.0)
     heads = 4
 
     def prepare(self, model: Transformer, level: float) -> None:
@@ -246,7 +245,7 @@ class ZeroOutput(Fault):
     """What heads say is lost on the way out: of one head, of a layer, of all."""
 
     name = "zeroed output projection"
-    levels = {MILD: 1, MEDIUM: 2, SEVERE: 3}
+    levels = (1, 2, 3)
     start = 150
 
     def inject(self, model: Transformer, level: float) -> None:
@@ -263,7 +262,7 @@ class Frozen(Fault):
     """Layers do not learn: the last one's attention; the embedding and the first; everything but the head."""
 
     name = "frozen by accident"
-    levels = {MILD: 1, MEDIUM: 2, SEVERE: 3}
+    levels = (1, 2, 3)
     layers = 2
 
     def prepare(self, model: Transformer, level: float) -> None:
@@ -284,22 +283,23 @@ class MaskedRow(Fault):
     """From some step on one sequence's rows see no key: in SDPA, in a softmax in Python, in all sequences."""
 
     name = "fully masked row"
-    levels = {MILD: 1, MEDIUM: 2, SEVERE: 3}
+    levels = (1, 2, 3)
     start = 150
 
     def inject(self, model: Transformer, level: float) -> None:
         for attention in model.attentions:
             length = model.positions.num_embeddings
             attention.explicit = level > 1
-            attention.bias = torch.zeros(length, length)
-            attention.bias[1 : 2 if level < 3 else None] = -torch.inf
+            hidden = torch.zeros(length, length)
+            hidden[1 : 2 if level < 3 else None] = -torch.inf
+            attention.bias = hidden
 
 
 class LabelNoise(Fault):
     """A share of the targets is drawn by chance."""
 
     name = "label noise"
-    levels = {MILD: 0.1, MEDIUM: 0.4, SEVERE: 1.0}
+    levels = (0.1, 0.4, 1.0)
 
     def spoil(self, batch: Batch, level: float, step: int, noise: Generator) -> Batch:
         other = batch.targets.flatten()[torch.randperm(batch.targets.numel(), generator=noise)].view_as(batch.targets)
@@ -311,7 +311,7 @@ class BadBatches(Fault):
     """Some batches in a row whose targets are wrong."""
 
     name = "bad batches"
-    levels = {MILD: 1, MEDIUM: 5, SEVERE: 20}
+    levels = (1, 5, 20)
     start = 150
 
     def spoil(self, batch: Batch, level: float, step: int, noise: Generator) -> Batch:

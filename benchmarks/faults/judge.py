@@ -32,9 +32,7 @@ def rules_for(setup: Setup) -> tuple[AlarmRule, ...]:
     return tuple(MaskViolation(causal=causal) if rule.name == "mask_violation" else rule for rule in ALL_ALARMS)
 
 
-def judge(
-    run: Run, rules: Iterable[AlarmRule] | None = None, *, every: int = 10, informed: bool = False
-) -> Heard:
+def judge(run: Run, rules: Iterable[AlarmRule] | None = None, *, every: int = 10, informed: bool = False) -> Heard:
     """What the rules say.
 
     Args:

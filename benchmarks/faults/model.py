@@ -26,7 +26,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.norm_keys = heads, norm_keys
         self.inputs, self.output = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.temperature, self.bias, self.sees_padding, self.explicit = 1.0, None, False, False
+        self.temperature, self.sees_padding, self.explicit = 1.0, False, False
+        self.bias: Tensor | None = None
         self.causal = torch.full((heads,), causal)
         self.ahead = torch.zeros(heads, dtype=torch.long)
 
@@ -45,7 +46,8 @@ class Attention(nn.Module):
             context = F.scaled_dot_product_attention(query, key, value, is_causal=plain_causal, scale=scale)
         else:
             context = F.scaled_dot_product_attention(query, key, value, mask.to(query.dtype), scale=scale)
-        return self.output(context.transpose(1, 2).flatten(2))
+        result: Tensor = self.output(context.transpose(1, 2).flatten(2))
+        return result
 
     def rows(self, name: str) -> slice:
         """The rows of ``inputs`` that make ``"query"``, ``"key"`` or ``"value"``."""
@@ -79,10 +81,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         if self.post:
             x = self.norm_1(self.skip * x + self.attention(x, tokens))
-            result: Tensor = self.norm_2(self.skip * x + self.mlp(x))
-            return result
+            x = self.norm_2(self.skip * x + self.mlp(x))
+            return x
         x = self.skip * x + self.attention(self.norm_1(x), tokens)
-        return self.skip * x + self.mlp(self.norm_2(x))
+        x = self.skip * x + self.mlp(self.norm_2(x))
+        return x
 
 
 class Transformer(nn.Module):

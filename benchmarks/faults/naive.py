@@ -1,4 +1,4 @@
-"""Rules that one writes in five minutes, for comparison: each gives the first step at which it fires, or None."""
+"""Rules that one writes in five minutes, for comparison: each gives the steps at which it fires."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ ENOUGH = 20
 SPIKE, PAST = 4.0, 100
 
 
-def sharp(run: Run) -> int | None:
+def sharp(run: Run) -> list[int]:
     """Normalised entropy of some head below 0.1."""
-    return _first(run.reports, lambda entropy: bool((entropy < LOW).any()))
+    return _probes(run.reports, lambda entropy: bool((entropy < LOW).any()))
 
 
-def diffuse(run: Run) -> int | None:
+def diffuse(run: Run) -> list[int]:
     """Normalised entropy of some head above 0.9."""
-    return _first(run.reports, lambda entropy: bool((entropy > HIGH).any()))
+    return _probes(run.reports, lambda entropy: bool((entropy > HIGH).any()))
 
 
-def large_gradient(run: Run) -> int | None:
+def large_gradient(run: Run) -> list[int]:
     """Gradient norm above ten times the median so far."""
-    return _step(run.gradients, lambda past, now: now > TIMES * median(past) if len(past) >= ENOUGH else False)
+    return _steps(run.gradients, lambda past, now: now > TIMES * median(past) if len(past) >= ENOUGH else False)
 
 
-def loss_spike(run: Run) -> int | None:
+def loss_spike(run: Run) -> list[int]:
     """Loss four standard deviations above the mean of the last hundred steps."""
 
     def spikes(past: Sequence[float], now: float) -> bool:
         recent = past[-PAST:]
         return len(recent) >= ENOUGH and bool(now > np.mean(recent) + SPIKE * np.std(recent))
 
-    return _step(run.losses, spikes)
+    return _steps(run.losses, spikes)
 
 
-NAIVE: dict[str, Callable[[Run], int | None]] = {
+NAIVE: dict[str, Callable[[Run], list[int]]] = {
     "entropy < 0.1": sharp,
     "entropy > 0.9": diffuse,
     "gradient > 10 x median": large_gradient,
@@ -51,13 +51,10 @@ NAIVE: dict[str, Callable[[Run], int | None]] = {
 }
 
 
-def _first(reports: Sequence[StepReport], fires: Callable[..., bool]) -> int | None:
-    return next((r.step for r in reports if "normalized_entropy" in r and fires(r["normalized_entropy"])), None)
+def _probes(reports: Sequence[StepReport], fires: Callable[..., bool]) -> list[int]:
+    return [r.step for r in reports if "normalized_entropy" in r and fires(r["normalized_entropy"])]
 
 
-def _step(values: Sequence[float], fires: Callable[[Sequence[float], float], bool]) -> int | None:
-    """The first step whose value fires beside those before it; one that is not finite does."""
-    for step, value in enumerate(values):
-        if not np.isfinite(value) or fires(values[:step], value):
-            return step
-    return None
+def _steps(values: Sequence[float], fires: Callable[[Sequence[float], float], bool]) -> list[int]:
+    """One that is not finite fires."""
+    return [step for step, value in enumerate(values) if not np.isfinite(value) or fires(values[:step], value)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from benchmarks.faults.injections import FAULTS, Fault
+from benchmarks.faults.injections import FAULTS, SEVERITIES, Fault
 from benchmarks.faults.tasks import TASKS
 
 OPTIMIZERS = ("sgd", "adamw")
@@ -69,7 +69,7 @@ def kinds() -> Iterator[tuple[str, str, str]]:
 
 
 def healthy(seeds: range, runs: int) -> list[Setup]:
-    """``runs`` healthy runs over all kinds, each with a seed of its own among ``seeds`` and a size that goes with it."""
+    """``runs`` healthy runs over all kinds, sizes and ``seeds`` in turn."""
     every = list(kinds())
     chosen = []
     for number in range(runs):
@@ -88,7 +88,7 @@ def faulty(seeds: range, number: int, faults: Iterable[Fault] = FAULTS.values())
         for index in range(number):
             task, optimizer = tasks[index % len(tasks)], OPTIMIZERS[index // len(tasks) % 2 ^ index % 2]
             layers, heads = sizes[index % len(sizes)]
-            for severity in fault.levels:
+            for severity in SEVERITIES:
                 chosen.append(
                     Setup(
                         task, optimizer, fault.variant, layers, heads, seeds[index], fault=fault.name, severity=severity

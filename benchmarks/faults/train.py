@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from attnprobe import AttentionProbe
 from attnprobe.report import StepReport
-from benchmarks.faults.injections import FAULTS, Fault
+from benchmarks.faults.injections import FAULTS, SEVERITIES, Fault
 from benchmarks.faults.model import Transformer
 from benchmarks.faults.setup import Setup
 from benchmarks.faults.tasks import IGNORED, TASKS, Batch
@@ -20,6 +20,8 @@ from benchmarks.faults.tasks import IGNORED, TASKS, Batch
 WIDTH, BATCH, EVERY = 32, 16, 10
 RATES = {"sgd": 0.2, "adamw": 3e-3}
 WARM_UP, CLIP = 50, 1.0
+#: Of the initial weights: torch's own for linear layers of this width, and GPT-2's.
+SPREAD = {"sgd": 0.1, "adamw": 0.02}
 #: What is logged beside the core statistics: what rules read that do not run by default.
 STATISTICS = (
     "core", "head_similarity", "output_stable_rank", "output_variation",
@@ -43,7 +45,7 @@ def train(setup: Setup) -> Run:
     """Train ``setup`` to its end, whatever happens."""
     torch.manual_seed(setup.seed)
     task, fault, run = TASKS[setup.task], FAULTS.get(setup.fault, Fault()), Run(setup)
-    level = fault.levels.get(setup.severity, math.nan)
+    level = dict(zip(SEVERITIES, fault.levels, strict=False)).get(setup.severity, math.nan)
     model = build(setup)
     fault.prepare(model, level)
     rate, warm_up = fault.schedule(RATES[setup.optimizer], WARM_UP, level)
@@ -97,7 +99,7 @@ def build(setup: Setup) -> Transformer:
         pooled=setup.task in ("majority", "digits"),
         post=setup.variant == "post",
         norm_keys=setup.variant == "qk-norm",
-        spread=0.1 if setup.variant == "wide" else 0.02,
+        spread=SPREAD[setup.optimizer] * (2 if setup.variant == "wide" else 1),
     )
     for attention in model.attentions:
         if setup.variant == "sink":
@@ -105,7 +107,7 @@ def build(setup: Setup) -> Transformer:
         if setup.variant == "sharp":
             place = torch.arange(setup.length)
             before = (place == (place[:, None] - 1).clamp(min=0)).float()
-            which = (torch.arange(setup.heads) < max(1, setup.heads // 2))[:, None, None].float()
+            which = (torch.arange(setup.heads) < setup.heads // 2)[:, None, None].float()
             attention.bias = SHARP * before * which
     return model
 

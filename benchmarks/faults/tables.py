@@ -1,0 +1,120 @@
+"""What the verdicts come to: rates with their intervals, as Markdown tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+from scipy.stats import beta
+
+from benchmarks.faults.accepted import ACCEPTED, REPORTED
+from benchmarks.faults.injections import FAULTS, SEVERITIES
+from benchmarks.faults.naive import NAIVE
+from benchmarks.faults.study import PROTOCOLS, Verdict
+
+MAIN = (10, True)
+
+
+def rate(events: int, number: int) -> str:
+    """``events`` of ``number``, and the upper end of the 95% interval (Clopper and Pearson)."""
+    if not number:
+        return "-"
+    upper = 1.0 if events == number else float(beta.ppf(0.975, events + 1, number - events))
+    return f"{events} of {number} (at most {100 * upper:.2g}%)"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
+
+
+def false_alarms(healthy: Sequence[Verdict]) -> str:
+    """Healthy runs with any alarm, under each protocol; by rule under the main one."""
+    rows = []
+    for protocol, name in PROTOCOLS.items():
+        loud = [verdict for verdict in healthy if verdict.alarms[protocol]]
+        named = Counter(alarm for verdict in loud for alarm in verdict.alarms[protocol])
+        told = ", ".join(f"{alarm} {number}" for alarm, number in named.most_common()) or "none"
+        rows.append((name, rate(len(loud), len(healthy)), told))
+    return table(("a probe", "healthy runs with any alarm", "alarms"), rows)
+
+
+def misses(faulty: Sequence[Verdict], protocol: tuple[int, bool] = MAIN) -> str:
+    """By fault and severity: how many runs left the band, count, and were missed; how soon the alarm came."""
+    rows = []
+    for fault in FAULTS:
+        for severity in SEVERITIES:
+            cell = [v for v in faulty if (v.setup.fault, v.setup.severity) == (fault, severity)]
+            if not cell:
+                continue
+            left = [v for v in cell if v.left is not None]
+            counted = [v for v in cell if v.counted]
+            found = [v for v in counted if v.accepted(protocol)]
+            delays = [min(v.accepted(protocol).values()) - v.start for v in found]
+            leads = [v.left - min(v.accepted(protocol).values()) for v in found if v.left is not None]
+            any_alarm = sum(bool(v.alarms[protocol]) for v in cell)
+            missed = f"{len(counted) - len(found)} of {len(counted)}" if ACCEPTED[fault].counts != REPORTED else "-"
+            rows.append(
+                (fault, severity, len(cell), len(left), any_alarm, missed, _median(delays), _median(leads, sign=True))
+            )
+    head = ("fault", "severity", "runs", "loss left the band", "any alarm", "missed", "delay", "lead")
+    return table(head, rows)
+
+
+def totals(faulty: Sequence[Verdict]) -> str:
+    """Counted runs that ended without an accepted alarm, by severity and protocol."""
+    rows = []
+    for protocol, name in PROTOCOLS.items():
+        cells = []
+        for severity in SEVERITIES:
+            counted = [v for v in faulty if v.setup.severity == severity and v.counted]
+            cells.append(rate(sum(not v.accepted(protocol) for v in counted), len(counted)))
+        severe = [v for v in faulty if v.setup.severity == SEVERITIES[-1] and v.counted]
+        right = sum(_first_is_right(v, protocol) for v in severe)
+        rows.append((name, *cells, f"{right} of {len(severe)} ({100 * right / max(1, len(severe)):.0f}%)"))
+    return table(("a probe", *(f"missed, {s}" for s in SEVERITIES), "severe: named right at first"), rows)
+
+
+def confusion(faulty: Sequence[Verdict], protocol: tuple[int, bool] = MAIN) -> str:
+    """Which alarm was named first, for the counted severe runs."""
+    severe = [v for v in faulty if v.setup.severity == SEVERITIES[-1] and v.counted]
+    names = list(dict.fromkeys(name for v in severe for name in [*v.alarms[protocol]][:1]))
+    rows = []
+    for fault in dict.fromkeys(v.setup.fault for v in severe):
+        cell = [v for v in severe if v.setup.fault == fault]
+        first = Counter(next(iter(v.alarms[protocol]), "none") for v in cell)
+        rows.append((fault, *(_marked(first[name], name in ACCEPTED[fault].alarms) for name in [*names, "none"])))
+    return table(("fault", *names, "none"), rows)
+
+
+def comparison(healthy: Sequence[Verdict], faulty: Sequence[Verdict]) -> str:
+    """The naive rules over the same runs; any firing after the injection counts for them."""
+    severe = [v for v in faulty if v.setup.severity == SEVERITIES[-1] and v.counted]
+    rows: list[tuple[str, str, str]] = []
+    for name in NAIVE:
+        rows.append(
+            (name, rate(sum(name in v.naive for v in healthy), len(healthy)),
+             rate(sum(name not in v.naive for v in severe), len(severe)))
+        )  # fmt: skip
+    rows.append(
+        ("any of these", rate(sum(bool(v.naive) for v in healthy), len(healthy)),
+         rate(sum(not v.naive for v in severe), len(severe)))
+    )  # fmt: skip
+    rows.append(
+        ("attnprobe, an accepted alarm", rate(sum(bool(v.alarms[MAIN]) for v in healthy), len(healthy)),
+         rate(sum(not v.accepted(MAIN) for v in severe), len(severe)))
+    )  # fmt: skip
+    return table(("rule", "healthy runs on which it fires", "severe faults on which it does not"), rows)
+
+
+def _first_is_right(verdict: Verdict, protocol: tuple[int, bool]) -> bool:
+    return next(iter(verdict.alarms[protocol]), "") in verdict.accepted(protocol)
+
+
+def _marked(number: int, right: bool) -> str:
+    return "" if not number else f"**{number}**" if right else str(number)
+
+
+def _median(values: Sequence[int], *, sign: bool = False) -> str:
+    return "-" if not values else f"{median(values):{'+' if sign else ''}.0f}"
