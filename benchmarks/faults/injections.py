@@ -81,7 +81,7 @@ class KeyGrowth(Fault):
 
     name = "query/key growth"
     levels = (0.003, 0.01, 0.03)
-    start = 150
+    start = 100
 
     def each_step(self, model: Transformer, level: float) -> None:
         for attention in model.attentions:
@@ -93,7 +93,7 @@ class Overflow(Fault):
 
     name = "bf16 overflow"
     levels = (1e2, 1e8, 1e22)
-    start = 150
+    start = 100
 
     def inject(self, model: Transformer, level: float) -> None:
         for attention in model.attentions:
@@ -108,7 +108,7 @@ class ValueGrowth(Fault):
 
     name = "value growth"
     levels = (0.003, 0.02, 0.05)
-    start = 150
+    start = 100
 
     def each_step(self, model: Transformer, level: float) -> None:
         for attention in model.attentions:
@@ -246,7 +246,7 @@ class ZeroOutput(Fault):
 
     name = "zeroed output projection"
     levels = (1, 2, 3)
-    start = 150
+    start = 100
 
     def inject(self, model: Transformer, level: float) -> None:
         self.each_step(model, level)
@@ -284,7 +284,7 @@ class MaskedRow(Fault):
 
     name = "fully masked row"
     levels = (1, 2, 3)
-    start = 150
+    start = 100
 
     def inject(self, model: Transformer, level: float) -> None:
         for attention in model.attentions:
@@ -312,7 +312,7 @@ class BadBatches(Fault):
 
     name = "bad batches"
     levels = (1, 5, 20)
-    start = 150
+    start = 100
 
     def spoil(self, batch: Batch, level: float, step: int, noise: Generator) -> Batch:
         if step >= self.start + level:

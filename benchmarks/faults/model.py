@@ -82,9 +82,9 @@ class Block(nn.Module):
         if self.post:
             x = self.norm_1(self.skip * x + self.attention(x, tokens))
             x = self.norm_2(self.skip * x + self.mlp(x))
-            return x
-        x = self.skip * x + self.attention(self.norm_1(x), tokens)
-        x = self.skip * x + self.mlp(self.norm_2(x))
+        else:
+            x = self.skip * x + self.attention(self.norm_1(x), tokens)
+            x = self.skip * x + self.mlp(self.norm_2(x))
         return x
 
 

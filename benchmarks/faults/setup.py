@@ -21,8 +21,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "wide": (),
 }
 #: Layers and heads, by seed.
-SIZES = ((1, 1), (2, 2), (1, 4), (2, 4), (3, 4), (2, 8), (1, 8), (3, 2))
-STEPS = 400
+SIZES = ((1, 1), (2, 2), (1, 4), (2, 4), (1, 8), (3, 4), (1, 2), (2, 8))
+STEPS = 300
 #: No seed is in both.
 TUNING, HELD_OUT = range(100), range(100, 200)
 
