@@ -6,12 +6,14 @@ that are not visible are left out rather than trusted to vanish: what no mask le
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from attnprobe.statistics.averages import Averages
 from attnprobe.statistics.row_pass import tile_log_sum_exp
-from attnprobe.statistics.scores import Items
+from attnprobe.statistics.scores import Items, Scores
 from attnprobe.statistics.sums import Sums
 
 
@@ -41,45 +43,72 @@ def add_hidden(averages: Averages, sums: Sums) -> None:
 
 def _masses(sums: Sums, wanted: set[str]) -> dict[str, Tensor]:
     """By name ``[N, T]``: the weight of each row on the keys that are not for it."""
-    scores, declared = sums.scores, sums.declared_keys
+    scores = sums.scores
     mass = {name: torch.zeros_like(sums.rows, dtype=scores.dtype) for name in ("future_mass", "padding_mass")}
-    future = "future_mass" in wanted and sums.self_attention and not scores.causal
-    padding = None if declared is None or "padding_mass" not in wanted or bool(declared.all()) else ~declared
-    if not future and padding is None:
+    tiles = _leaking(sums, wanted)
+    if not tiles:
         return mass
     logsumexp = tile_log_sum_exp(scores)
     for items in scores.chunks():
-        for rows, columns in scores.tiles():
-            forbidden: dict[str, Tensor] = {}
-            if future and (sums.record.positions is not None or columns.stop - 1 > rows.start):
-                query, key = _places(sums, items, rows, columns)
-                forbidden["future_mass"] = key > query
-            if padding is not None:
-                forbidden["padding_mass"] = padding[items.batches, columns].repeat_interleave(items.number, 0)[:, None]
-            if not forbidden:
-                continue
+        for rows, columns in tiles:
             tile, visible = scores.tile(items, rows, columns)
             weights = (tile - logsumexp[items.index, rows, None]).exp2_()
-            for name, keys in forbidden.items():
+            for name, keys in _forbidden(sums, wanted, items, rows, columns).items():
                 seen = keys if visible is None else keys & visible
                 mass[name][items.index, rows] += torch.where(seen, weights, 0).sum(-1)
     return mass
+
+
+def _leaking(sums: Sums, wanted: set[str]) -> list[tuple[slice, slice]]:
+    """The tiles in which a query may see a key that is not for it: none under masks that do their work."""
+    scores = sums.scores
+    grid = [*scores.tiles()]
+    some = torch.zeros(len(grid), dtype=torch.bool, device=scores.device)
+    for items in _masks(scores):
+        for number, (rows, columns) in enumerate(grid):
+            forbidden = _forbidden(sums, wanted, items, rows, columns)
+            visible = scores.visible(items, rows, columns) if forbidden and not scores.masked_by_scores else None
+            for keys in forbidden.values():
+                some[number] |= (keys if visible is None else keys & visible).any()
+    return [where for where, leaks in zip(grid, some.tolist(), strict=True) if leaks]
+
+
+def _forbidden(sums: Sums, wanted: set[str], items: Items, rows: slice, columns: slice) -> dict[str, Tensor]:
+    """By name, the pairs ``[n or 1, I or 1, J]`` of a tile that are to have no weight, where there may be some."""
+    scores, declared, forbidden = sums.scores, sums.declared_keys, dict[str, Tensor]()
+    ahead = sums.record.positions is not None or columns.stop - 1 > rows.start
+    if "future_mass" in wanted and sums.self_attention and ahead and not scores.causal:
+        query, key = _places(sums, items, rows, columns)
+        forbidden["future_mass"] = key > query
+    if "padding_mass" in wanted and declared is not None:
+        padding = ~declared[items.batches, columns]
+        forbidden["padding_mass"] = padding.repeat_interleave(items.number, 0)[:, None]
+    return forbidden
 
 
 def _read_by_others(sums: Sums) -> Tensor:
     """``[N, S]``: whether a row that counts, and is not the key's own, sees it."""
     scores = sums.scores
     read = torch.zeros(scores.count, scores.keys, dtype=torch.bool, device=scores.device)
-    for items in scores.chunks():
+    for items in scores.chunks() if scores.masked_by_scores else _masks(scores):
         for rows, columns in scores.tiles():
-            query, key = _places(sums, items, rows, columns)
-            others = (query != key) & sums.rows[items.index, rows, None]
             if scores.masked_by_scores:
                 _, visible = scores.tile(items, rows, columns)
             else:
                 visible = scores.visible(items, rows, columns)
+            query, key = _places(sums, items, rows, columns)
+            others = (query != key) & sums.rows[items.index, rows, None]
             read[items.index, columns] |= (others if visible is None else others & visible).any(1)
-    return read
+    if scores.masked_by_scores or scores.masks_differ:
+        return read
+    return read[:: scores.heads].repeat_interleave(scores.heads, 0)
+
+
+def _masks(scores: Scores) -> Iterator[Items]:
+    """One item for each mask that there may be: a sequence's first head speaks for all, unless theirs differ."""
+    for index in range(0, scores.count, 1 if scores.masks_differ else scores.heads):
+        b, h = divmod(index, scores.heads)
+        yield Items(slice(index, index + 1), slice(b, b + 1), slice(h, h + 1))
 
 
 def _places(sums: Sums, items: Items, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:

@@ -169,6 +169,7 @@ def test_nothing_is_computed_where_nothing_can_be_found(monkeypatch: pytest.Monk
     assert found["future_mass"].tolist() == [0, 0]
     measured(example(), ("entropy",))
     measured(example(self_attention=False), NAMES)
+    measured(example(mask=CAUSAL & TOKENS[:, None, None], **TOLD), NAMES)
     assert not exponentials.called
     measured(example(), NAMES)
     assert exponentials.called
