@@ -77,6 +77,8 @@ class Statistic:
 _SINK = "Xiao et al., arXiv 2309.17453"
 _ENTROPY = "Zhai et al., arXiv 2303.06296"
 _IMPORTANCE = "Michel et al., arXiv 1905.10650"
+_COLLAPSE = "Dong et al., arXiv 2103.03404"
+_OWN = "attnprobe"
 
 _ENTRIES = (
     Statistic("entropy", "How widely a query spreads its attention.",
@@ -157,7 +159,17 @@ _ENTRIES = (
               source="Kornblith et al., arXiv 1905.00414", on_request=True),
     Statistic("output_stable_rank", "Number of directions that the head's output really uses.",
               "|o - mean|_F^2 / |o - mean|_2^2 over rows", "directions", 1, math.inf, "high", reduce="gram",
-              source="Dong et al., arXiv 2103.03404", on_request=True),
+              source=_COLLAPSE, on_request=True),
+    Statistic("output_variation", "How much the head's output differs between queries: 0 is the same output for all.",
+              "|o - mean|_F^2 / |o|_F^2 over rows", "", 0, 1, "high", reduce="gram", source=_COLLAPSE, on_request=True),
+    Statistic("future_mass", "Attention to later tokens: exactly 0 where masks let no query see one.",
+              "mean over R of sum_{j > i} alpha_ij (self-attention)", "share", 0, 1, source=_OWN, on_request=True),
+    Statistic("padding_mass", "Attention to keys that the token mask declares as padding.",
+              "mean over rows of sum of alpha_ij over the declared padding", "share", 0, 1, "low", source=_OWN,
+              on_request=True),
+    Statistic("hidden_tokens", "Share of real tokens that no other real token may read.",
+              "share of the keys that the token mask declares as real, without the last of each sequence, which no row "
+              "i != j that is not padding sees (self-attention)", "share", 0, 1, "low", source=_OWN, on_request=True),
     Statistic("attention_displacement", "How far attention moved since the last probe, on the reference batch.",
               "mean over rows of 1/2 sum_j |alpha_ij - alpha'_ij|", "share", 0, 1, on_request=True),
     Statistic("value_displacement", "How far the values moved since the last probe, on the reference batch.",

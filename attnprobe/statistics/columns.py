@@ -10,8 +10,8 @@ from attnprobe.statistics.reduce import Partial
 from attnprobe.statistics.sums import Sums
 
 DEAD, SEEN_BY = 0.02, 8
-#: What cannot be told from a sample of the rows.
-COLUMN_STATISTICS = ("dead_column_fraction", "column_gini", "top_column_share", "shared_dead_columns")
+#: What cannot be told from a sample of the rows; ``hidden_tokens`` are found in ``violations``.
+COLUMN_STATISTICS = ("dead_column_fraction", "column_gini", "top_column_share", "shared_dead_columns", "hidden_tokens")
 
 
 def add_columns(averages: Averages, sums: Sums) -> None:

@@ -41,6 +41,7 @@ class DenseParts:
         count: ``[B, H, T]``, ``n_i``, how many keys the query sees, a learned sink included.
         rows: ``[B, H, T]``, queries that are not padding and see a key.
         keys: ``[B, S]``, keys that are not padding.
+        declared: whether the user said so.
         dropout: ``[B, H, T, S]``, ``M_ij``, what dropout multiplied the weight by; 1 where that is unknown.
         b: ``[B, H, T, S]``, compatibility ``M_ij u_i . v_j``.
         E: ``[B, H, T]``, ``sum_j alpha_ij b_ij``.
@@ -66,6 +67,7 @@ class DenseParts:
     count: Tensor
     rows: Tensor
     keys: Tensor
+    declared: bool
     dropout: Tensor
     b: Tensor
     E: Tensor
@@ -163,7 +165,7 @@ def dense_parts(record: AttentionRecord) -> DenseParts:
     # A row that sees no key attends to nothing, not to the sink either.
     alpha, sink = weights[..., :keys].where(visible, 0), weights[..., keys:].where(sees, 0)
     count = visible.sum(-1) + sees[..., 0] * sink.shape[-1]
-    real_queries, real_keys = _tokens(record, visible)
+    real_queries, real_keys, declared = _tokens(record, visible)
     rows = real_queries[:, None] & (count >= 1)
 
     dropout = torch.ones_like(alpha) if record.kept is None else record.kept.double() * record.survivor_factor
@@ -187,6 +189,7 @@ def dense_parts(record: AttentionRecord) -> DenseParts:
         count=count,
         rows=rows,
         keys=real_keys,
+        declared=declared,
         dropout=dropout,
         b=b,
         E=expected,
@@ -258,19 +261,20 @@ def _masked(mask: Tensor) -> Tensor:
     return masked
 
 
-def _tokens(record: AttentionRecord, visible: Tensor) -> tuple[Tensor, Tensor]:
-    """Which queries ``[B, T]`` and which keys ``[B, S]`` are not padding."""
+def _tokens(record: AttentionRecord, visible: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Which queries ``[B, T]`` and which keys ``[B, S]`` are not padding, and whether the keys were given."""
     batch, _, queries, keys = visible.shape
     same_tokens = record.self_attention is True and queries == keys
     real_queries, real_keys = record.query_tokens, record.key_tokens
     if same_tokens:
         real_queries = record.key_tokens if real_queries is None else real_queries
         real_keys = record.query_tokens if real_keys is None else real_keys
+    declared = real_keys is not None
     if real_keys is None:
         real_keys = visible.any(dim=2).any(dim=1)
     if real_queries is None:
         real_queries = real_keys if same_tokens else torch.ones(batch, queries, dtype=torch.bool)
-    return real_queries, real_keys
+    return real_queries, real_keys, declared
 
 
 # How the statistics run over a batch: ``[B, H, ...]`` to ``[H]``, NaN where nothing is counted.
@@ -457,6 +461,38 @@ def _output_stable_rank(parts: DenseParts) -> Tensor:
     return output.square().sum((1, 2)) / spectral.square()
 
 
+def _output_variation(parts: DenseParts) -> Tensor:
+    output = parts.output.transpose(1, 2)[parts.rows.all(dim=1)].transpose(0, 1)
+    return _centred_output(parts).square().sum((1, 2)) / output.square().sum((1, 2))
+
+
+def _masses(parts: DenseParts, forbidden: Tensor) -> Tensor:
+    """``[B, H, T]``, weight on the keys that are ``forbidden``, ``[..., T, S]``."""
+    return parts.alpha.where(forbidden & parts.visible, 0).sum(-1)
+
+
+def _same_tokens(parts: DenseParts) -> bool:
+    return parts.self_attention is True and parts.alpha.shape[2] == parts.alpha.shape[3]
+
+
+def _future_mass(parts: DenseParts) -> Tensor:
+    queries, keys = parts.alpha.shape[2:]
+    later = torch.arange(keys) > torch.arange(queries)[:, None]
+    return _mean(_masses(parts, later), parts.choosing & _same_tokens(parts))
+
+
+def _padding_mass(parts: DenseParts) -> Tensor:
+    return _mean(_masses(parts, ~parts.keys[:, None, None]), parts.rows & parts.declared)
+
+
+def _hidden_tokens(parts: DenseParts) -> Tensor:
+    queries, keys = parts.alpha.shape[2:]
+    others = torch.arange(keys) != torch.arange(queries)[:, None]
+    read = (parts.visible & parts.rows[..., None] & others).any(2)
+    followed = parts.token_keys.flip(-1).cumsum(-1).flip(-1) > 1  # a real token comes after it
+    return _mean((~read).double(), parts.token_keys & followed & (parts.declared and _same_tokens(parts)))
+
+
 _FORMULAS: Mapping[str, Callable[[DenseParts], Tensor]] = {
     "entropy": lambda p: _mean(p.entropies, p.choosing),
     "normalized_entropy": lambda p: _mean(_normalized_entropies(p), p.choosing),
@@ -489,6 +525,10 @@ _FORMULAS: Mapping[str, Callable[[DenseParts], Tensor]] = {
     "entropy_8": _entropy_8,
     "head_similarity": _head_similarity,
     "output_stable_rank": _output_stable_rank,
+    "output_variation": _output_variation,
+    "future_mass": _future_mass,
+    "padding_mass": _padding_mass,
+    "hidden_tokens": _hidden_tokens,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnprobe.statistics import columns, gradients, norms, routing
+from attnprobe.statistics import columns, gradients, norms, routing, violations
 from attnprobe.statistics.averages import Averages, Draws
 from attnprobe.statistics.reduce import Partial
 from attnprobe.statistics.sums import Sums
@@ -19,7 +19,7 @@ def of_vectors(sums: Sums, names: set[str]) -> Partial:
     result = averages.partial()
     result |= norms.of_vectors(sums, result) | norms.nonfinite(sums)
     result["masked_rows.sum"] = (sums.visible_keys == 0).sum()[None].double()
-    if names & {"head_similarity", "output_stable_rank"}:
+    if names & {"head_similarity", "output_stable_rank", "output_variation"}:
         result |= norms.output_gram(sums)
     return result
 
@@ -29,6 +29,7 @@ def of_weights(sums: Sums, names: set[str], draws: Draws | None = None) -> Parti
     averages = Averages(sums.scores.heads, names | _PAIRS, sums.vectors.unit, draws)
     routing.add_routing(averages, sums)
     gradients.add_gradients(averages, sums)
+    violations.add_masses(averages, sums)
     result = averages.partial()
     if "value_grad_norm" in names:
         result |= gradients.value_gradient(sums)
@@ -46,4 +47,5 @@ def of_columns(sums: Sums, names: set[str]) -> Partial:
     """What needs the weights of all rows."""
     averages = Averages(sums.scores.heads, names, sums.vectors.unit)
     columns.add_columns(averages, sums)
+    violations.add_hidden(averages, sums)
     return averages.partial() | columns.shared(sums)

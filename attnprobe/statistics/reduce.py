@@ -124,7 +124,7 @@ def _mean(partial: Partial, name: str) -> Tensor:
 
 
 def _gram_values(name: str, partial: Partial) -> Tensor:
-    """Head similarity or stable rank from the second moments of the outputs, ``[H]``."""
+    """Head similarity, stable rank or variation from the second moments of the outputs, ``[H]``."""
     count, absent = partial["output.count"].amax(), partial["output.count"] == 0
     mean = partial["output.vector"] / count
     moments = partial["output.gram"] / count
@@ -132,6 +132,9 @@ def _gram_values(name: str, partial: Partial) -> Tensor:
     own, raw = (each.diagonal(dim1=0, dim2=1).permute(2, 0, 1) for each in (covariance, moments))
     total, size = (each.diagonal(dim1=1, dim2=2).sum(-1) for each in (own, raw))
     alike = total <= _ALIKE * size  # what is left is rounding
+    if name == "output_variation":
+        share = torch.where(alike, 0, total / size)
+        return torch.where((size > 0) & size.isfinite(), share, torch.nan)
     if name == "output_stable_rank":
         known = own.isfinite().all((1, 2), keepdim=True)  # the decomposition refuses NaN instead of handing it on
         largest: Tensor = torch.linalg.matrix_norm(torch.where(known, own, 0), ord=2)

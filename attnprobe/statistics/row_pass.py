@@ -29,7 +29,12 @@ def first_pass(record: AttentionRecord) -> tuple[Scores, Sums, Tensor | None]:
 def first_passes(record: AttentionRecord) -> tuple[Scores, Sums, Tensor]:
     """The same with the log-sum-exp in any case, of scores that round as those of ``Scores.tile``."""
     scores, sums, logsumexp = first_pass(record)
-    return scores, sums, _row_sums(scores)[0] if logsumexp is None else logsumexp
+    return scores, sums, tile_log_sum_exp(scores) if logsumexp is None else logsumexp
+
+
+def tile_log_sum_exp(scores: Scores) -> Tensor:
+    """Of scores that round as those of ``Scores.tile``, over ln 2, ``[N, T]``; a learned sink takes part."""
+    return _row_sums(scores)[0]
 
 
 def kernel_lse(scores: Scores) -> Tensor | None:
@@ -48,7 +53,7 @@ def log_sum_exp(scores: Scores, sweep: Sweep | None) -> Tensor:
         return largest + total.log2()
     triton = kernels_for(scores) if scores.record.sink is None else None
     if triton is None:
-        return _row_sums(scores)[0]
+        return tile_log_sum_exp(scores)
     limit = scores.limit
     return torch.cat([triton.log_sum_exp(items, limit) for items in scores.large_chunks()])
 

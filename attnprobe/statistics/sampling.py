@@ -37,7 +37,7 @@ _OF_LAYER = {"shared_dead_columns"}
 _BEYOND = {"value_grad_norm", *COLUMN_STATISTICS}
 _ROUTING = {
     *("entropy", "normalized_entropy", "effective_keys", "max_weight", "concentration", "max_logit", "logit_spread"),
-    *("sink_mass", "self_mass", "mean_distance", "entropy_8", *COLUMN_STATISTICS),
+    *("sink_mass", "self_mass", "mean_distance", "entropy_8", "future_mass", "padding_mass", *COLUMN_STATISTICS),
 }
 
 
@@ -91,7 +91,9 @@ def sampled(record: AttentionRecord, whole: Sums, positions: Tensor) -> Attentio
 
 def estimate(sums: Sums, whole: Sums, names: set[str], draws: Draws, *, known: bool) -> Partial:
     """Partial results from the sums of a sample; ``known`` says whether the rows of the whole record are counted."""
-    partial = families.of_weights(sums, names - _BEYOND, draws)
+    # A sample is told all padding, also what was derived, which holds no weight.
+    underived = names if whole.declared_keys is not None else names - {"padding_mass"}
+    partial = families.of_weights(sums, underived - _BEYOND, draws)
     for name in names & _BEYOND:  # also where exact micro-batches are added to it
         one = torch.ones(1 if name in _OF_LAYER else whole.scores.heads, dtype=torch.float64, device=sums.rows.device)
         partial |= {f"{name}.sum": one * torch.nan, f"{name}.count": one}

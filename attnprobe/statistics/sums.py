@@ -42,6 +42,7 @@ class Sums:
         rows: ``[N, T]``, queries that count.
         choosing: ``[N, T]``, rows R that see at least two keys.
         key_tokens, query_tokens: ``[B, S]``, ``[B, T]``, what is not padding.
+        declared_keys: ``key_tokens`` where the user gave them, None where they were derived.
         complete: whether every row is known to count.
         first_key: ``[N]``, the first key that is not padding.
         shares: ``[N, T]``, 1 / n_i of the rows that count, 0 of the others.
@@ -82,7 +83,8 @@ class Sums:
         derived = keys is None and queries is None
         if self.self_attention and record.positions is None:
             keys, queries = (queries if keys is None else keys), (keys if queries is None else queries)
-        self.key_tokens = self.keys_seen if keys is None else keys.to(scores.device, torch.bool)
+        self.declared_keys = None if keys is None else keys.to(scores.device, torch.bool)
+        self.key_tokens = self.keys_seen if self.declared_keys is None else self.declared_keys
         if queries is not None:
             self.query_tokens = queries.to(scores.device, torch.bool)
         elif self.self_attention and record.positions is None:

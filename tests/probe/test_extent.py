@@ -60,10 +60,11 @@ def test_nothing_is_said_of_a_layer_from_some_of_its_heads():
 
 
 def test_similarity_and_rank_are_of_the_chosen_heads_alone():
-    model, names = net(heads=(4, 4)), ["head_similarity", "output_stable_rank"]
+    model, names = net(heads=(4, 4)), ["head_similarity", "output_stable_rank", "output_variation"]
     whole, part, pair = (analyze(model, statistics=names, heads=h) for h in (None, [0, 2], [0, 2, 3]))
-    same(part["output_stable_rank"][:, [0, 2]], whole["output_stable_rank"][:, [0, 2]])
-    assert part["output_stable_rank"][:, [1, 3]].isnan().all()
+    for name in names[1:]:
+        same(part[name][:, [0, 2]], whole[name][:, [0, 2]])
+        assert part[name][:, [1, 3]].isnan().all()
     similarity = part["head_similarity"]
     same(similarity[:, 0], similarity[:, 2])  # of two heads, each is the other's most similar
     assert similarity[:, [1, 3]].isnan().all()

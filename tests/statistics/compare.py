@@ -15,6 +15,8 @@ from attnprobe.statistics.dense import DEAD_USAGE, MIN_SPREAD, DenseParts, dense
 NAMES = tuple(name for name in STATISTICS if not name.endswith("_displacement"))
 #: Shares of a number of columns: whole numbers, whatever the dtype of the inputs.
 COUNTED = ("dead_column_fraction", "shared_dead_columns")
+#: Relative to how far the outputs differ.
+OF_DIFFERENCES = ("head_similarity", "output_stable_rank")
 EXACT = 1e-14
 TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-9, torch.bfloat16: 1e-6}
 
@@ -31,7 +33,7 @@ def assert_close(values: dict[str, Tensor], record: AttentionRecord, tolerance: 
         if undecidable(name, parts):
             continue
         scale = tolerance_scale(STATISTICS[name], record, parts)
-        bound = (EXACT if name in COUNTED else tolerance) * expected.abs().clamp(min=scale)
+        bound = (EXACT if name in (*COUNTED, "hidden_tokens") else tolerance) * expected.abs().clamp(min=scale)
         same = ((actual - expected).abs() <= bound) | (actual == expected)  # inf - inf is NaN
         if not (same | (actual.isnan() & expected.isnan())).all():
             wrong.append(f"{name}: {actual.tolist()} instead of {expected.tolist()}, at most {bound.tolist()} apart")
@@ -41,7 +43,7 @@ def assert_close(values: dict[str, Tensor], record: AttentionRecord, tolerance: 
 def tolerance_scale(statistic: Statistic, record: AttentionRecord, parts: DenseParts | None = None) -> float:
     """The size of the numbers that a statistic is made of, and with it of their rounding errors."""
     parts = dense_parts(record) if parts is None else parts
-    if statistic.reduce == "gram" and record.output is None:
+    if statistic.name in OF_DIFFERENCES and record.output is None:
         # A far mean drowns the differences when the output is computed anew in single precision.
         varied = _varied(parts)
         return varied.where(varied > 0, 1).rsqrt().max().item()
@@ -74,7 +76,7 @@ def undecidable(name: str, parts: DenseParts) -> bool:
         return bool(((parts.usage - DEAD_USAGE).abs() < 1e-4).any())
     if name == "advantage_alignment":
         return any(bool(((spread / MIN_SPREAD - 1).abs() < 0.01)[parts.rows].any()) for spread in _spreads(parts))
-    if name in ("head_similarity", "output_stable_rank"):
+    if name in OF_DIFFERENCES:
         # Exactly 0 (one row, or rows that are all alike) has an answer: NaN.
         varied = _varied(parts)
         return bool(((varied > 0) & (varied < 1e-9)).any())

@@ -421,6 +421,17 @@ def test_output_stable_rank() -> None:
     assert dense(flat)["output_stable_rank"].tolist() == close([1, 1])
 
 
+def test_output_variation() -> None:
+    record = random_record(batch=3)
+    x = dense_parts(record).output[:, 0].reshape(18, 3).numpy()
+    assert value_of("output_variation", record) == close(np.sum((x - x.mean(0)) ** 2) / np.sum(x**2))
+    centred = torch.arange(-2.5, 3)[:, None].expand(3, 2, 6, 3)
+    assert dense(dataclasses.replace(record, output=centred))["output_variation"].tolist() == close([1, 1])
+    alike = torch.ones(3, 2, 6, 3)
+    assert dense(dataclasses.replace(record, output=alike))["output_variation"].tolist() == [0, 0]
+    assert dense(dataclasses.replace(record, output=0 * alike))["output_variation"].isnan().all()
+
+
 def test_outputs_are_compared_over_the_rows_that_count_in_every_head() -> None:
     mask = torch.ones(2, 2, 6, 6, dtype=torch.bool)
     mask[0, 1, 2] = False  # head 1 sees nothing in one row of the first sequence
@@ -432,6 +443,7 @@ def test_outputs_are_compared_over_the_rows_that_count_in_every_head() -> None:
     assert value_of("output_stable_rank", record) == close(np.sum(singular**2) / singular[0] ** 2)
     nothing = dense(random_record(mask=torch.zeros(6, 6, dtype=torch.bool)))
     assert nothing["output_stable_rank"].isnan().all()
+    assert nothing["output_variation"].isnan().all()
     assert nothing["head_similarity"].isnan().all()
 
 

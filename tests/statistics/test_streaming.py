@@ -168,6 +168,19 @@ def test_sequences_longer_than_a_tile(queries: int, keys: int, changes: dict[str
     assert_close(measured(record), record, TOLERANCE[torch.float32])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("known", [True, False])
+def test_outputs_that_are_all_alike_do_not_vary(known: bool, dtype: torch.dtype) -> None:
+    value = torch.linspace(1, 3, 8).expand(1, 2, 10, 8).to(dtype)
+    record = edge(value=value, output=value if known else None)
+    assert measured(record)["output_variation"].tolist() == [0, 0]
+    assert measured(record)["output_stable_rank"].isnan().all()
+    output = value.clone()
+    output[:, 1, 3] = torch.nan
+    assert measured(edge(value=value, output=output))["output_variation"].isnan().tolist() == [False, True]
+    assert measured(edge(value=0 * value, output=0 * value))["output_variation"].isnan().all()
+
+
 class LargestTensor(TorchDispatchMode):
     """How many elements the largest tensor holds that any operation produces; a broadcast view holds few."""
 
