@@ -25,7 +25,9 @@ class MaskViolation(AlarmRule):
 
     Attributes:
         causal: whether no query may read a later key.
-        threshold: share above which it is a violation.
+        threshold: share of a query's attention above which it is a violation.
+        hidden: share of hidden tokens above which it is one. Where documents are packed into one sequence, the last
+            token of each is hidden rightly.
     """
 
     name = "mask_violation"
@@ -38,6 +40,7 @@ class MaskViolation(AlarmRule):
 
     causal: bool = False
     threshold: float = 1e-6
+    hidden: float = 0.05
     patience: int = 1
     min_step: int = 0
 
@@ -48,8 +51,15 @@ class MaskViolation(AlarmRule):
             shares = {name: layers[layer] for name, layers in found.items() if layer in layers}
             if not shares:
                 continue
-            bad = {name: values for name, values in shares.items() if max(values.values()) > self.threshold}
-            heads = {head for values in bad.values() for head, value in values.items() if value > self.threshold}
-            value = max(value for values in shares.values() for value in values.values())
+            bad = {
+                name: heads
+                for name, values in shares.items()
+                if (heads := {head for head, value in values.items() if value > self._limit(name)})
+            }
+            worst = max(shares, key=lambda name: max(shares[name].values()) / self._limit(name))
+            value, heads = max(shares[worst].values()), tuple(sorted(set().union(*bad.values())))
             detail = " ".join(_FOUND[name] for name in bad)
-            yield Reading(layer, tuple(sorted(heads)), value, self.threshold, bool(bad), bool(bad), detail)
+            yield Reading(layer, heads, value, self._limit(worst), bool(bad), bool(bad), detail)
+
+    def _limit(self, name: str) -> float:
+        return self.hidden if name == "hidden_tokens" else self.threshold
