@@ -48,7 +48,6 @@ def misses(faulty: Sequence[Verdict], protocol: tuple[int, bool] = MAIN) -> str:
             cell = [v for v in faulty if (v.setup.fault, v.setup.severity) == (fault, severity)]
             if not cell:
                 continue
-            left = [v for v in cell if v.left is not None]
             counted = [v for v in cell if v.counted]
             found = [v for v in counted if v.accepted(protocol)]
             delays = [min(v.accepted(protocol).values()) - v.start for v in found]
@@ -56,9 +55,9 @@ def misses(faulty: Sequence[Verdict], protocol: tuple[int, bool] = MAIN) -> str:
             any_alarm = sum(bool(v.alarms[protocol]) for v in cell)
             missed = f"{len(counted) - len(found)} of {len(counted)}" if ACCEPTED[fault].counts != REPORTED else "-"
             rows.append(
-                (fault, severity, len(cell), len(left), any_alarm, missed, _median(delays), _median(leads, sign=True))
+                (fault, severity, len(cell), sum(v.disturbed for v in cell), any_alarm, missed, _median(delays), _median(leads, sign=True))
             )
-    head = ("fault", "severity", "runs", "loss left the band", "any alarm", "missed", "delay", "lead")
+    head = ("fault", "severity", "runs", "loss ended out of the band", "any alarm", "missed", "delay", "lead")
     return table(head, rows)
 
 
