@@ -14,12 +14,13 @@ from typing import TypeVar
 
 import torch
 
-from benchmarks.faults.accepted import ACCEPTED, DISTURBED, INJECTED
+from attnprobe.alarms.losses import INFORMED
+from benchmarks.faults.accepted import ACCEPTED
 from benchmarks.faults.cache import Cache
 from benchmarks.faults.injections import FAULTS
 from benchmarks.faults.judge import judge
 from benchmarks.faults.naive import NAIVE
-from benchmarks.faults.outcome import ends_outside, leaves_band
+from benchmarks.faults.outcome import LAST, ends_outside, leaves_band
 from benchmarks.faults.setup import Setup
 from benchmarks.faults.tasks import TASKS
 
@@ -54,8 +55,7 @@ class Verdict:
     @property
     def counted(self) -> bool:
         """Whether an accepted alarm is due."""
-        counts = ACCEPTED[self.setup.fault].counts
-        return counts == INJECTED or (counts == DISTURBED and self.disturbed)
+        return ACCEPTED[self.setup.fault].due(self.setup.severity, disturbed=self.disturbed)
 
     def accepted(self, protocol: tuple[int, bool]) -> dict[str, int]:
         """The accepted alarms that were raised, and when."""
@@ -104,4 +104,6 @@ def _verdict(directory: Path, setup: Setup) -> Verdict:
     fired = {name: [step for step in rule(run) if step >= start] for name, rule in NAIVE.items()}
     naive = {name: steps[0] for name, steps in fired.items() if steps}
     last = run.losses[-50:]
-    return Verdict(setup, start, left, disturbed, alarms, naive, sum(last) / len(last) < 0.98 * TASKS[setup.task].uninformed())
+    return Verdict(
+        setup, start, left, disturbed, alarms, naive, sum(last) / len(last) < 0.98 * TASKS[setup.task].uninformed()
+    )
