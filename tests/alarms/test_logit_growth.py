@@ -79,8 +79,8 @@ def test_negative_losses_that_fall_excuse_it_too(offset):
 def test_silent_where_the_loss_says_nothing():
     assert not any(alarms_of(RULE, run(STEEP, losses=[NAN] * 100)))
     assert not any(alarms_of(RULE, run(STEEP, losses=[0.0] * 100)))
-    short = STEEP[CALM - 1 :]  # alone it is shorter than what tells how the loss does
-    assert len(short) < CALM
+    short = STEEP[CALM - 1 :][: CALM - 1]  # fewer probes than it takes to know whether the loss falls
+    assert len(short) >= RULE.probes + RULE.patience
     assert not any(alarms_of(RULE, run(short)))
 
 
@@ -111,10 +111,11 @@ def test_stands_while_it_grows_at_all_and_clears_after_patience():
 
 
 def test_growth_of_a_small_head_keeps_no_alarm_standing():
-    still = RULE.patience + 1
-    large = STEEP + [STEEP[-1]] * still
+    large = STEEP + [STEEP[-1]] * (RULE.patience + 1)
     small = [0.01 * RULE.floor * 1.01**index for index in range(len(large))]
-    assert standing(alarms_of(RULE, run(large, small)))[-2:] == [RULE.patience > 1, False]
+    result = standing(alarms_of(RULE, run(large, small)))
+    assert result[FIRST]
+    assert not result[-1]
 
 
 def test_probes_that_did_not_measure_it_are_passed_over():
