@@ -55,9 +55,9 @@ class MaskViolation(AlarmRule):
             if not shares:
                 continue
             bad = {
-                name: heads
+                name: high
                 for name, values in shares.items()
-                if (heads := {head for head, value in values.items() if value > self._limit(name)})
+                if (high := {head for head, value in values.items() if value > self._limit(name)})
             }
             worst = max(shares, key=lambda name: max(shares[name].values()) / (self._limit(name) or _LEAST))
             value, heads = max(shares[worst].values()), tuple(sorted(set().union(*bad.values())))
