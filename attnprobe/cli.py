@@ -75,6 +75,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("directory", type=Path, metavar="RUN_DIR", help="where the run was logged, or a .jsonl file")
     report.set_defaults(run=_report)
+
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="set the alarms' thresholds from healthy runs of your own, and say what false alarms they imply",
+        description="Read the logs of runs in which nothing was wrong, find for every threshold the tightest value at "
+        "which none of them raises an alarm, write thresholds twice as loose, and print how many of the runs would "
+        "have raised one by thresholds from the others.",
+    )
+    calibrate.add_argument(
+        "directories", type=Path, nargs="+", metavar="RUN_DIR", help="where healthy runs were logged, or .jsonl files"
+    )
+    calibrate.add_argument(
+        "--out", type=Path, default=Path("alarms.json"), metavar="JSON", help="the thresholds (default: alarms.json)"
+    )
+    calibrate.add_argument(
+        "--uninformed-loss", type=float, metavar="X", help="as given to AttentionProbe (default: unknown)"
+    )
+    calibrate.add_argument(
+        "--alarms", choices=("default", "all"), default="default", help="which rules (default: default)"
+    )
+    calibrate.set_defaults(run=_calibrate)
     return parser
 
 
@@ -110,6 +131,21 @@ def _report(options: argparse.Namespace) -> str:
     from attnprobe.run_summary import summarize
 
     return summarize(read_run(options.directory))
+
+
+def _calibrate(options: argparse.Namespace) -> str:
+    from attnprobe.calibrate import calibrate, read_runs, summarize
+
+    runs = read_runs(options.directories)
+    calibration = calibrate(runs, options.alarms, uninformed_loss=options.uninformed_loss)
+    calibration.save(options.out)
+    chosen, reference = ("", "") if options.alarms == "default" else (", 'all'", ", reference_batch=batch")
+    loss = "" if options.uninformed_loss is None else f", uninformed_loss={options.uninformed_loss}"
+    return (
+        f"{summarize(calibration)}\n\nTo use them:\n"
+        f"  from attnprobe.calibrate import load_alarms\n"
+        f"  probe = attnprobe.AttentionProbe(model, alarms=load_alarms({str(options.out)!r}{chosen}){loss}{reference})"
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ ALLOWED = {
     "experiments": FLOOR | {"alarms", "writers", "probe", "lightning", "schedules"},
     "logs": FLOOR | {"writers"},
     "run_summary": FLOOR | {"writers"},
-    "cli": FLOOR | {"experiments", "logs", "run_summary"},
+    "calibrate": FLOOR | {"alarms", "logs", "writers"},
+    "cli": FLOOR | {"experiments", "logs", "run_summary", "calibrate"},
     "__init__": FLOOR | {"alarms", "capture", "writers", "probe"},
 }
 PUBLIC = {

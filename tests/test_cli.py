@@ -24,6 +24,7 @@ def test_help_and_version() -> None:
     assert "markov" in done.stdout
     assert "toy" in done.stdout
     assert "report" in done.stdout
+    assert "calibrate" in done.stdout
     assert __version__ in subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
 
 
@@ -38,6 +39,8 @@ def test_help_and_version() -> None:
         (["markov", "--protocol", "other"], "invalid choice"),
         (["toy", "--lr", "fast"], "invalid float"),
         (["report"], "RUN_DIR"),
+        (["calibrate"], "RUN_DIR"),
+        (["calibrate", "runs", "--alarms", "none"], "invalid choice"),
     ],
 )
 def test_wrong_options_exit_with_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ class AttentionCollapse(AlarmRule):
 
     share: float = 0.5
     spread: float = 0.05
-    logit_threshold: float = 100.0
+    logit_threshold: float = 250.0
     stall_step: int = 100
     release: float = 0.8
     patience: int = 3

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attnprobe.alarms.base import AlarmRule, Reading, layer_values
+from attnprobe.alarms.base import AlarmRule, Reading, head_values, layer_values
 from attnprobe.alarms.history import History
 from attnprobe.alarms.losses import CLEAR
 from attnprobe.report import StepReport
@@ -13,10 +14,14 @@ from attnprobe.report import StepReport
 
 @dataclass(frozen=True, kw_only=True)
 class DiffuseRouting(AlarmRule):
-    """Every layer's entropy exceeds ``threshold``, and the loss neither is better than uninformed nor falls.
+    """Every layer's entropy exceeds ``threshold``, and the loss neither is better than uninformed nor falls; or all
+    scores are still alike, whatever the loss does.
 
     A finding about the whole run, whose value is the sharpest layer's entropy. Near-uniform attention alone is
     healthy: every model starts so, and averaging can be the right answer.
+
+    Attributes:
+        alike: ``logit_spread`` that no head exceeds where routing never began.
     """
 
     name = "diffuse_routing"
@@ -25,9 +30,10 @@ class DiffuseRouting(AlarmRule):
         "and keys, or use Adam instead of SGD (arXiv 2402.16788)."
     )
     looser = (("threshold", 1),)
-    needs = ("entropy_8",)
+    needs = ("entropy_8", "logit_spread")
 
     threshold: float = 0.75
+    alike: float = 0.05
     release: float = 0.8
     patience: int = 5
     min_step: int = 200
@@ -38,7 +44,11 @@ class DiffuseRouting(AlarmRule):
             return
         sharpest = min(entropies)
         progress, trend = history.loss.progress(), history.loss.trend()
-        firing = sharpest > self.threshold and progress is False and trend is not None and trend < CLEAR
+        spreads = [value for _, heads in head_values(report, report["logit_spread"]) for value in heads.values()]
+        alike = max(spreads, default=math.inf) < self.alike
+        stuck = progress is False and trend is not None and trend < CLEAR
         falling = progress is True or (trend is not None and trend >= CLEAR)
-        holding = sharpest > self.release * self.threshold and not falling
-        yield Reading("", (), sharpest, self.threshold, firing, holding)
+        firing = sharpest > self.threshold and (stuck or alike)
+        holding = sharpest > self.release * self.threshold and (alike or not falling)
+        detail = "All scores are alike: look at what scales queries and keys." if alike else ""
+        yield Reading("", (), sharpest, self.threshold, firing, holding, detail)

@@ -26,7 +26,7 @@ class LogitExplosion(AlarmRule):
     looser = (("threshold", 1),)
     needs = ("logit_spread",)
 
-    threshold: float = 100.0
+    threshold: float = 250.0
     release: float = 0.8
     patience: int = 2
     min_step: int = 0

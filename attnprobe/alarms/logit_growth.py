@@ -35,8 +35,8 @@ class LogitGrowth(AlarmRule):
     needs = ("logit_spread",)
     remembers = ("logit_spread",)
 
-    threshold: float = 1.5
-    floor: float = 20.0
+    threshold: float = 1.7
+    floor: float = 50.0
     fall: float = 0.02
     probes: int = 3
     patience: int = 1

@@ -75,7 +75,7 @@ class LossHistory:
             return None
         # A converged run is as flat as a stuck one: that it came any way at all tells them apart. Some come no further
         # than the frequencies of their targets, and only the uninformed loss can tell that.
-        return trend >= CLEAR or 0 < average <= INFORMED * median(self._first)
+        return trend >= CLEAR or 0 < average <= INFORMED * max(self._first)
 
     def fall(self) -> float | None:
         """By which share of the first losses the last five are below the five before.

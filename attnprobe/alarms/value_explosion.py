@@ -26,7 +26,7 @@ class ValueExplosion(AlarmRule):
     needs = ("value_rms",)
     remembers = ("value_rms",)
 
-    threshold: float = 20.0
+    threshold: float = 100.0
     release: float = 0.8
     patience: int = 2
     min_step: int = 0

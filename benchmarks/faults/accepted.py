@@ -9,19 +9,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.faults.injections import SEVERITIES
+
 INJECTED, DISTURBED, REPORTED = "injected", "disturbed", "reported"
 
 _SCORES = frozenset({"logit_explosion", "logit_growth", "attention_collapse"})
 _NO_ROUTING = frozenset({"diffuse_routing", "rank_collapse"})
-_DIVERGED = _SCORES | {"value_explosion", "nonfinite", "rank_collapse"}
+_DIVERGED = _SCORES | _NO_ROUTING | {"value_explosion", "nonfinite"}
+_SEVERE = SEVERITIES[-1:]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The alarms that name a fault, and when it counts."""
+    """The alarms that name a fault, when it counts, and at which severities."""
 
     alarms: frozenset[str]
     counts: str
+    severities: tuple[str, ...] = SEVERITIES
+
+    def due(self, severity: str, *, disturbed: bool) -> bool:
+        """Whether one of the alarms has to be raised."""
+        return severity in self.severities and (self.counts == INJECTED or (self.counts == DISTURBED and disturbed))
 
 
 ACCEPTED: dict[str, Answer] = {
@@ -29,18 +37,21 @@ ACCEPTED: dict[str, Answer] = {
     "no warm-up": Answer(_DIVERGED, DISTURBED),
     "query/key growth": Answer(_SCORES, DISTURBED),
     "bf16 overflow": Answer(_SCORES | {"nonfinite"}, INJECTED),
-    "value growth": Answer(frozenset({"value_explosion"}), INJECTED),
+    # A mild one doubles the values by the run's end, as healthy training does.
+    "value growth": Answer(frozenset({"value_explosion"}), INJECTED, SEVERITIES[1:]),
     "dead columns": Answer(frozenset({"dead_values"}), INJECTED),
     "future leak": Answer(frozenset({"mask_violation"}), INJECTED),
     "padding attended": Answer(frozenset({"mask_violation"}), INJECTED),
-    "uninformative inputs": Answer(_NO_ROUTING, DISTURBED),
+    # The sequences that are left say where to look: at lower severities it is label noise.
+    "uninformative inputs": Answer(_NO_ROUTING, DISTURBED, _SEVERE),
     "temperature": Answer(_NO_ROUTING, DISTURBED),
     "missing positions": Answer(_NO_ROUTING, DISTURBED),
     "attention collapse": Answer(_SCORES | {"dead_values"}, DISTURBED),
     "rank collapse": Answer(_NO_ROUTING, DISTURBED),
     "duplicated heads": Answer(frozenset({"redundant_heads"}), INJECTED),
     "zeroed output projection": Answer(frozenset({"inactive_head"}), INJECTED),
-    "frozen by accident": Answer(frozenset({"stalled_layer"}), INJECTED),
+    # One frozen attention layer whose inputs learn is not disturbed, and moves with them.
+    "frozen by accident": Answer(frozenset({"stalled_layer"}), INJECTED, SEVERITIES[1:]),
     "fully masked row": Answer(frozenset({"nonfinite"}), DISTURBED),
     "label noise": Answer(frozenset(), REPORTED),
     "bad batches": Answer(frozenset(), REPORTED),

@@ -188,11 +188,11 @@ class Temperature(Fault):
 
 
 class NoPositions(Fault):
-    """Positions are shrunk, or left out."""
+    """Positions are shrunk, or left out, in a task in which the bag of earlier tokens says nothing."""
 
     name = "missing positions"
     levels = (0.3, 0.1, 0.0)
-    tasks = ("previous",)
+    tasks = ("induction",)
 
     def prepare(self, model: Transformer, level: float) -> None:
         model.position_scale = level

@@ -8,9 +8,11 @@ import numpy as np
 
 #: Steps over which losses are averaged.
 WINDOW = 10
-#: Half the band's width: so many standard deviations of the twin's loss within a window, at least this share of the
+#: Half the band's width: so many standard errors of the twin's mean loss, at least this share of the
 #: loss that the twin began with.
 DEVIATIONS, LEAST = 3.0, 0.05
+#: Steps by which the end of a run is judged.
+LAST = 50
 
 
 def leaves_band(losses: Sequence[float], twin: Sequence[float], start: int = 0) -> int | None:
@@ -21,11 +23,19 @@ def leaves_band(losses: Sequence[float], twin: Sequence[float], start: int = 0) 
     """
     faulty, healthy = np.asarray(losses, float), np.asarray(twin, float)
     mean, deviation = _rolling(healthy)
-    half = np.maximum(DEVIATIONS * deviation, LEAST * healthy[:WINDOW].mean())
+    half = np.maximum(DEVIATIONS * deviation / WINDOW**0.5, LEAST * healthy[:WINDOW].mean())
     with np.errstate(invalid="ignore"):
         inside = np.abs(_rolling(faulty)[0] - mean) <= half
     outside = np.flatnonzero(~inside[max(0, start - WINDOW + 1) :])
     return int(outside[0]) + max(0, start - WINDOW + 1) + WINDOW - 1 if len(outside) else None
+
+
+def ends_outside(losses: Sequence[float], twin: Sequence[float]) -> bool:
+    """Whether the mean over the last fifty steps is out of the band: the run was not only late."""
+    faulty, healthy = np.asarray(losses[-LAST:], float), np.asarray(twin[-LAST:], float)
+    half = max(DEVIATIONS * float(healthy.std()) / WINDOW**0.5, LEAST * float(np.mean(twin[:WINDOW])))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return not abs(float(faulty.mean()) - float(healthy.mean())) <= half
 
 
 def _rolling(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

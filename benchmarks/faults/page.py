@@ -44,8 +44,11 @@ def blocks(
 
 
 def accepted() -> str:
-    rows = [(name, ", ".join(sorted(answer.alarms)) or "-", answer.counts) for name, answer in ACCEPTED.items()]
-    return table(("fault", "accepted alarms", "counts by"), rows)
+    rows = [
+        (name, ", ".join(sorted(answer.alarms)) or "-", answer.counts, ", ".join(answer.severities))
+        for name, answer in ACCEPTED.items()
+    ]
+    return table(("fault", "accepted alarms", "counts by", "at"), rows)
 
 
 def seeds(healthy: Sequence[Verdict], faulty: Sequence[Verdict]) -> str:

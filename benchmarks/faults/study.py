@@ -14,12 +14,13 @@ from typing import TypeVar
 
 import torch
 
-from benchmarks.faults.accepted import ACCEPTED, DISTURBED, INJECTED
+from attnprobe.alarms.losses import INFORMED
+from benchmarks.faults.accepted import ACCEPTED
 from benchmarks.faults.cache import Cache
 from benchmarks.faults.injections import FAULTS
 from benchmarks.faults.judge import judge
 from benchmarks.faults.naive import NAIVE
-from benchmarks.faults.outcome import leaves_band
+from benchmarks.faults.outcome import LAST, ends_outside, leaves_band
 from benchmarks.faults.setup import Setup
 from benchmarks.faults.tasks import TASKS
 
@@ -37,6 +38,7 @@ class Verdict:
     Attributes:
         start: step of the injection.
         left: the step at which the loss left its healthy twin's band; None if it never did.
+        disturbed: whether the loss ended out of it.
         alarms: of each protocol, the first step at which each alarm was raised after the injection, in that order.
         naive: the first step after the injection at which each naive rule fires, where it does.
         learned: whether the loss ended below 98% of the uninformed one.
@@ -45,6 +47,7 @@ class Verdict:
     setup: Setup
     start: int
     left: int | None
+    disturbed: bool
     alarms: dict[tuple[int, bool], dict[str, int]]
     naive: dict[str, int]
     learned: bool
@@ -52,8 +55,7 @@ class Verdict:
     @property
     def counted(self) -> bool:
         """Whether an accepted alarm is due."""
-        counts = ACCEPTED[self.setup.fault].counts
-        return counts == INJECTED or (counts == DISTURBED and self.left is not None)
+        return ACCEPTED[self.setup.fault].due(self.setup.severity, disturbed=self.disturbed)
 
     def accepted(self, protocol: tuple[int, bool]) -> dict[str, int]:
         """The accepted alarms that were raised, and when."""
@@ -94,11 +96,14 @@ def _verdict(directory: Path, setup: Setup) -> Verdict:
     cache = Cache(directory)
     run = cache.read(setup)
     start = FAULTS[setup.fault].start if setup.fault else 0
-    left = leaves_band(run.losses, cache.read(setup.twin).losses, start) if setup.fault else None
+    twin = cache.read(setup.twin).losses if setup.fault else run.losses
+    left, disturbed = leaves_band(run.losses, twin, start), ends_outside(run.losses, twin)
     alarms = {
         (every, informed): judge(run, every=every, informed=informed).after(start) for every, informed in PROTOCOLS
     }
     fired = {name: [step for step in rule(run) if step >= start] for name, rule in NAIVE.items()}
     naive = {name: steps[0] for name, steps in fired.items() if steps}
     last = run.losses[-50:]
-    return Verdict(setup, start, left, alarms, naive, sum(last) / len(last) < 0.98 * TASKS[setup.task].uninformed())
+    return Verdict(
+        setup, start, left, disturbed, alarms, naive, sum(last) / len(last) < 0.98 * TASKS[setup.task].uninformed()
+    )

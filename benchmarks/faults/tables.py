@@ -8,7 +8,7 @@ from statistics import median
 
 from scipy.stats import beta
 
-from benchmarks.faults.accepted import ACCEPTED, REPORTED
+from benchmarks.faults.accepted import ACCEPTED
 from benchmarks.faults.injections import FAULTS, SEVERITIES
 from benchmarks.faults.naive import NAIVE
 from benchmarks.faults.study import PROTOCOLS, Verdict
@@ -48,17 +48,25 @@ def misses(faulty: Sequence[Verdict], protocol: tuple[int, bool] = MAIN) -> str:
             cell = [v for v in faulty if (v.setup.fault, v.setup.severity) == (fault, severity)]
             if not cell:
                 continue
-            left = [v for v in cell if v.left is not None]
             counted = [v for v in cell if v.counted]
             found = [v for v in counted if v.accepted(protocol)]
             delays = [min(v.accepted(protocol).values()) - v.start for v in found]
             leads = [v.left - min(v.accepted(protocol).values()) for v in found if v.left is not None]
             any_alarm = sum(bool(v.alarms[protocol]) for v in cell)
-            missed = f"{len(counted) - len(found)} of {len(counted)}" if ACCEPTED[fault].counts != REPORTED else "-"
+            missed = f"{len(counted) - len(found)} of {len(counted)}" if counted else "-"
             rows.append(
-                (fault, severity, len(cell), len(left), any_alarm, missed, _median(delays), _median(leads, sign=True))
+                (
+                    fault,
+                    severity,
+                    len(cell),
+                    sum(v.disturbed for v in cell),
+                    any_alarm,
+                    missed,
+                    _median(delays),
+                    _median(leads, sign=True),
+                )
             )
-    head = ("fault", "severity", "runs", "loss left the band", "any alarm", "missed", "delay", "lead")
+    head = ("fault", "severity", "runs", "loss ended out of the band", "any alarm", "missed", "delay", "lead")
     return table(head, rows)
 
 

@@ -19,13 +19,14 @@ from benchmarks.faults.tasks import IGNORED, TASKS, Batch
 
 WIDTH, BATCH, EVERY = 32, 16, 10
 RATES = {"sgd": 0.2, "adamw": 3e-3}
+#: Digits are unstable at the rate of the other tasks.
+OF_TASK = {("digits", "sgd"): 0.05}
 WARM_UP, CLIP = 50, 1.0
 #: Of the initial weights: torch's own for linear layers of this width, and GPT-2's.
 SPREAD = {"sgd": 0.1, "adamw": 0.02}
 #: What is logged beside the core statistics: what rules read that do not run by default.
 STATISTICS = (
-    "core", "head_similarity", "output_stable_rank", "output_variation",
-    "future_mass", "padding_mass", "hidden_tokens",
+    "core", "head_similarity", "output_stable_rank", "future_mass", "padding_mass", "hidden_tokens",
 )  # fmt: skip
 #: Heights of what is built into a healthy variant: a bias for the first key, and for the one before.
 SINK, SHARP = 4.0, 15.0
@@ -48,7 +49,7 @@ def train(setup: Setup) -> Run:
     level = dict(zip(SEVERITIES, fault.levels, strict=False)).get(setup.severity, math.nan)
     model = build(setup)
     fault.prepare(model, level)
-    rate, warm_up = fault.schedule(RATES[setup.optimizer], WARM_UP, level)
+    rate, warm_up = fault.schedule(_rate(setup), WARM_UP, level)
     optimizer = optimizer_for(model, setup.optimizer, rate)
     data = Generator().manual_seed(setup.seed + 1)
     noise = Generator().manual_seed(setup.seed + 2)
@@ -83,6 +84,10 @@ def train(setup: Setup) -> Run:
                 if report is not None:
                     run.reports.append(report)
     return run
+
+
+def _rate(setup: Setup) -> float:
+    return OF_TASK.get((setup.task, setup.optimizer), RATES[setup.optimizer])
 
 
 def build(setup: Setup) -> Transformer:
