@@ -66,6 +66,8 @@ def test_a_converged_run_has_learned():
     assert history([4.0] * 10 + [0.5] * 100).progress() is True
     assert history([4.0] * 10 + [4.0 * (INFORMED - 0.01)] * 100).progress() is True  # and one that came a little way
     assert history([4.0] * 10 + [4.0 * (INFORMED + 0.01)] * 100).progress() is False
+    assert history([4.0] + [3.0] * 100).progress() is True  # most of the way was gone at once
+    assert history([3.0] + [4.0] * 100).progress() is False
     assert history([-4.0] * 100).progress() is False
 
 
