@@ -415,10 +415,12 @@ def _capturing(collector: Collector) -> Iterator[Any]:
 
 def runnable(alarms: AlarmRule | str | Iterable[AlarmRule | str], reference_batch: Any) -> tuple[AlarmRule, ...]:
     """The rules; ``"all"`` are those that need no reference batch where there is none."""
-    rules = resolve(alarms)
-    if reference_batch is None and alarms in ("all", ALL_ALARMS):
-        rules = tuple(rule for rule in rules if not set(rule.needs) & set(REFERENCE_STATISTICS))
-    return rules
+    items = [alarms] if isinstance(alarms, AlarmRule | str) else list(alarms)
+    rules = resolve(items)
+    if reference_batch is not None or not ("all" in items or tuple(items) == ALL_ALARMS):
+        return rules
+    asked = {item if isinstance(item, str) else item.name for item in items} if "all" in items else ()
+    return tuple(rule for rule in rules if rule.name in asked or not set(rule.needs) & set(REFERENCE_STATISTICS))
 
 
 def with_needs(statistics: Iterable[Statistic], rules: tuple[AlarmRule, ...]) -> tuple[Statistic, ...]:

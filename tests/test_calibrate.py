@@ -26,6 +26,7 @@ from tests.alarms.reports import make_report
 from tests.probe.models import net, run
 
 SPREAD = ("logit_explosion", "threshold")
+DEFAULT = LogitExplosion().threshold
 
 
 def spreads(*values: float) -> list[StepReport]:
@@ -116,18 +117,19 @@ def test_every_tunable_threshold_of_a_share_has_its_bounds() -> None:
 
 
 def test_the_loosest_run_decides_and_each_is_judged_by_the_others() -> None:
-    """Without c the others allow 2 x 12, and it has 80; every other run is judged by c's."""
-    runs = {"a": flat(10), "b": flat(12), "c": flat(80), "d": flat(11)}
+    """Without c the others allow 2 x 12, and it has more; every other run is judged by c's."""
+    runs = {"a": flat(10), "b": flat(12), "c": flat(0.8 * DEFAULT), "d": flat(11)}
     found = calibrate(runs, ["logit_explosion"])
-    assert found.thresholds["logit_explosion"]["threshold"] == pytest.approx(160, rel=0.01)
+    assert found.thresholds["logit_explosion"]["threshold"] == pytest.approx(1.6 * DEFAULT, rel=0.01)
     assert found.left_out == {"a": (), "b": (), "c": ("logit_explosion",), "d": ()}
     assert (found.runs, found.false_alarms, found.default_false_alarms) == (4, 1, 0)
     assert found.rate_bound == pytest.approx(binomtest(1, 4).proportion_ci(0.95, method="exact").high)
-    assert any("looser than the default, 160" in note for note in found.notes)
+    change = f"{found.thresholds['logit_explosion']['threshold']:.4g} instead of {DEFAULT:.4g}"
+    assert any(f"looser than the default, {change}" in note for note in found.notes)
 
 
 def test_false_alarms_of_the_default_thresholds() -> None:
-    found = calibrate({"a": flat(150), "b": flat(160), "c": flat(5)})
+    found = calibrate({"a": flat(1.5 * DEFAULT), "b": flat(1.6 * DEFAULT), "c": flat(5)})
     assert (found.false_alarms, found.default_false_alarms) == (0, 2)
     assert found.by_default["a"] == ("logit_explosion",)
 
@@ -303,7 +305,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     reports = [report for reports in read_runs(places).values() for report in reports]
     largest = max(report["logit_spread"].max().item() for report in reports)
     _, _, default, tightest, calibrated, runs = rows[SPREAD]
-    assert (default, runs) == ("100", "3")
+    assert (default, runs) == (f"{DEFAULT:.4g}", "3")
     assert 0 < float(tightest) <= largest * 1.01
     assert float(calibrated) == pytest.approx(2 * float(tightest), rel=1e-3)
     rules: dict[str, AlarmRule] = {rule.name: rule for rule in load_alarms(out)}

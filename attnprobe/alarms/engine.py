@@ -76,7 +76,7 @@ class AlarmEngine:
                 if streak.raised:
                     snoozed = any(snooze.covers(rule.name, layer, report.step) for snooze in self.snoozes)
                     new = not streak.told and not snoozed
-                    streak.told |= new
+                    streak.told = (streak.told or new) and not snoozed  # who outlasts a snooze is new again
                     standing.append(streak.alarm(rule, report.step, evidence.get(layer, ()), new=new, snoozed=snoozed))
         return tuple(standing)
 

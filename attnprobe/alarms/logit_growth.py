@@ -50,8 +50,9 @@ class LogitGrowth(AlarmRule):
                 head for head, value in spread.items() if value > self.floor and growth[head] > self.threshold
             )
             firing = bool(heads) and fall is not None and fall < self.fall
-            holding = any(growth[head] > 1 for head in spread)
-            yield Reading(layer, heads, max(growth.values()), self.threshold, firing, holding)
+            growing = tuple(head for head, value in spread.items() if value > self.floor and growth[head] > 1)
+            value = max(growth[head] for head in heads or growing or spread)
+            yield Reading(layer, heads or growing, value, self.threshold, firing, holding=bool(growing))
 
     def _growth(self, history: History, layer: str, head: int) -> float:
         """Factor over the last probes; 1 if it did not grow at each of them."""

@@ -82,11 +82,15 @@ class LossHistory:
         return trend >= CLEAR or 0 < average <= INFORMED * max(self._first)
 
     def fall(self) -> float | None:
-        """By which share of the first losses the last five are below the five before; None while there are fewer."""
-        if len(self.recent) < 2 * LATELY:
+        """By which share of the first losses the last five are below the five before.
+
+        None while there are fewer, and where the first losses are zero.
+        """
+        scale = abs(median(self._first)) if len(self.recent) >= 2 * LATELY else 0.0
+        if scale == 0:
             return None
         losses = [loss for _, loss in self.recent][-2 * LATELY :]
-        return (sum(losses[:LATELY]) - sum(losses[LATELY:])) / LATELY / median(self._first)
+        return (sum(losses[:LATELY]) - sum(losses[LATELY:])) / LATELY / scale
 
     def state_dict(self) -> dict[str, Any]:
         """Plain Python values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ _FOUND = {
     "padding_mass": "Real queries read padding.",
     "hidden_tokens": "Tokens that are real are hidden from all others.",
 }
+#: What a share is compared with where none at all is allowed.
+_LEAST = sys.float_info.min
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +55,11 @@ class MaskViolation(AlarmRule):
             if not shares:
                 continue
             bad = {
-                name: heads
+                name: high
                 for name, values in shares.items()
-                if (heads := {head for head, value in values.items() if value > self._limit(name)})
+                if (high := {head for head, value in values.items() if value > self._limit(name)})
             }
-            worst = max(shares, key=lambda name: max(shares[name].values()) / self._limit(name))
+            worst = max(shares, key=lambda name: max(shares[name].values()) / (self._limit(name) or _LEAST))
             value, found_in = max(shares[worst].values()), tuple(sorted(set().union(*bad.values())))
             detail = " ".join(_FOUND[name] for name in bad)
             yield Reading(layer, found_in, value, self._limit(worst), bool(bad), bool(bad), detail)

@@ -4,17 +4,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from attnprobe.alarms import AlarmEngine, AlarmRule
+from attnprobe.alarms import AlarmEngine, AlarmRule, History, Reading
 from attnprobe.report import Alarm, StepReport
 
 NAN = math.nan
 
-#: What a head in training looks like; every default rule is content with it.
-HEALTHY = {"logit_spread": 5.0, "value_rms": 1.0, "concentration": 0.3}
+#: What a head in training looks like; every rule is content with it.
+HEALTHY = {
+    "logit_spread": 5.0,
+    "value_rms": 1.0,
+    "concentration": 0.3,
+    "output_norm": 1.0,
+    "error_norm": 1e-3,
+    "sink_mass": 0.02,
+    "head_similarity": 0.5,
+    "output_stable_rank": 4.0,
+    "future_mass": 0.0,
+    "padding_mass": 0.0,
+    "hidden_tokens": 0.0,
+    "attention_displacement": 0.1,
+    "value_displacement": 0.1,
+}
 HEALTHY_LAYER = {"shared_dead_columns": 0.0, "entropy_8": 0.6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script(AlarmRule):
+    """Fires (F), holds (H), is quiet (.), not measured (-) or crashes (x), as its text says for the step."""
+
+    name = "script"
+    advice = "Read on."
+    text: str = ""
+    layer: str = "a"
+    patience: int = 2
+    min_step: int = 0
+
+    def readings(self, report: StepReport, history: History) -> Iterator[Reading]:
+        letter = self.text[report.step]
+        if letter == "x":
+            raise RuntimeError("boom")
+        if letter != "-":
+            yield Reading(self.layer, (1,), float(report.step), 0.5, letter == "F", letter in "FH")
 
 
 def make_report(

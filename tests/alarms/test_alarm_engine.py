@@ -2,26 +2,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from attnprobe.alarms import AlarmEngine, AlarmRule, DeadValues, LogitExplosion, Reading, above, head_values
-from tests.alarms.reports import NAN, alarms_of, feed, make_report, standing
-
-
-@dataclass(frozen=True, kw_only=True)
-class Script(AlarmRule):
-    """Fires (F), holds (H), is quiet (.), not measured (-) or crashes (x), as its text says."""
-
-    name = "script"
-    advice = "Read on."
-    text: str = ""
-    patience: int = 2
-    min_step: int = 0
-
-    def readings(self, report, history):
-        letter = self.text[report.step]
-        if letter == "x":
-            raise RuntimeError("boom")
-        if letter != "-":
-            yield Reading("a", (1,), float(report.step), 0.5, letter == "F", letter in "FH")
+from attnprobe.alarms import AlarmEngine, AlarmRule, DeadValues, LogitExplosion, above, head_values
+from tests.alarms.reports import NAN, Script, alarms_of, feed, make_report, standing
 
 
 def outcome(text, **options):
@@ -71,7 +53,7 @@ def test_an_alarm_of_an_absent_layer_shows_its_last_reading():
 
 
 def test_a_crash_switches_one_rule_off_and_is_told_once():
-    broken, sound = Script(text="FFxFFF"), LogitExplosion(patience=1)
+    broken, sound = Script(text="FFxFFF"), LogitExplosion(threshold=100, patience=1)
     engine = AlarmEngine([broken, sound])
     alarms = [engine.update(make_report(step, logit_spread=[[150, 5]])) for step in range(6)]
     assert [[alarm.name for alarm in some] for some in alarms] == [
@@ -95,7 +77,7 @@ def test_strict_raises_what_a_rule_raises():
 def test_a_rule_is_not_asked_about_a_report_without_its_statistics():
     report = make_report(0, logit_spread=[[150, 5]])
     without = replace(report, statistics={}, layer={})
-    rules = [LogitExplosion(patience=1), DeadValues(min_step=0)]
+    rules = [LogitExplosion(threshold=100, patience=1), DeadValues(min_step=0)]
     engine = AlarmEngine(rules)
     assert list(feed(engine, [without])) == [()]
     assert [rule.missing(without.statistics) for rule in rules] == [("logit_spread",), ("shared_dead_columns",)]
@@ -103,7 +85,7 @@ def test_a_rule_is_not_asked_about_a_report_without_its_statistics():
 
 def test_the_padding_of_narrow_layers_is_not_read():
     report = replace(make_report(0, layers=("a", "b"), logit_spread=[[5, 150], [5, 150]]), heads=(1, 2))
-    (alarm,) = AlarmEngine([LogitExplosion(patience=1)]).update(report)
+    (alarm,) = AlarmEngine([LogitExplosion(threshold=100, patience=1)]).update(report)
     assert alarm.layer == "b"
 
 

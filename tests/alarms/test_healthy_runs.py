@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attnprobe.alarms import DEFAULT_ALARMS, AlarmEngine
+from attnprobe.alarms import AlarmEngine, MaskViolation, resolve
 from attnprobe.report import StepReport
-from tests.alarms.reports import NAN, feed
+from tests.alarms.reports import HEALTHY, NAN, feed
+
+RULES = resolve(["all", MaskViolation(causal=True)])
 
 T = 64
 ROWS, COLUMNS = torch.arange(T)[:, None], torch.arange(T)[None, :]
@@ -28,10 +30,12 @@ def run(scores, losses):
         step=0,
         layers=tuple(f"h.{index}" for index in range(layers)),
         heads=(heads,) * layers,
-        statistics={
+        statistics={name: torch.full((layers, heads), value).double() for name, value in HEALTHY.items()}
+        | {
             "logit_spread": spread.amax(-1),
             "concentration": alpha.square().sum(-1)[..., 1:].mean(-1),
-            "value_rms": torch.ones(layers, heads, dtype=torch.float64),
+            "sink_mass": alpha[..., 1:, 0].mean(-1),
+            "future_mass": (alpha * (COLUMNS > ROWS)).sum(-1).mean(-1),
         },
         layer={"shared_dead_columns": dead.double().mean(-1), "entropy_8": entropy[..., 7:].mean((1, 2))},
     )
@@ -75,18 +79,18 @@ def losses(kind, probes):
 @pytest.mark.parametrize("loss", ["learning", "converged", "unknown"])
 @pytest.mark.parametrize("uninformed", [None, 2.0])
 def test_healthy_runs_raise_no_alarm(pattern, loss, uninformed):
-    engine = AlarmEngine(DEFAULT_ALARMS, uninformed_loss=uninformed)
+    engine = AlarmEngine(RULES, uninformed_loss=uninformed)
     reports = run(PATTERNS[pattern](), losses(loss, 40))
     assert [alarms for alarms in feed(engine, reports) if alarms] == []
 
 
 def test_near_uniform_attention_is_silent_before_the_warm_up_is_over():
-    engine = AlarmEngine(DEFAULT_ALARMS, uninformed_loss=2.0)
+    engine = AlarmEngine(RULES, uninformed_loss=2.0)
     reports = run(noise(0.02), [2.3] * 20)
     assert [alarms for alarms in feed(engine, reports) if alarms] == []
 
 
 def test_the_same_sharp_heads_with_a_stuck_loss_are_a_collapse():
-    engine = AlarmEngine(DEFAULT_ALARMS, uninformed_loss=2.0)
+    engine = AlarmEngine(RULES, uninformed_loss=2.0)
     reports = run(previous_token(), [2.3] * 20)
     assert {alarm.name for alarms in feed(engine, reports) for alarm in alarms} == {"attention_collapse"}

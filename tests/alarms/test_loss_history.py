@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnprobe.alarms.losses import LossHistory
+from attnprobe.alarms.losses import ENOUGH, INFORMED, LATELY, LossHistory
 from attnprobe.errors import ConfigurationError
 
 
@@ -64,8 +64,42 @@ def test_three_standard_errors_are_a_trend():
 
 def test_a_converged_run_has_learned():
     assert history([4.0] * 10 + [0.5] * 100).progress() is True
-    assert history([4.0] * 10 + [3.0] * 100).progress() is False
+    assert history([4.0] * 10 + [4.0 * (INFORMED - 0.01)] * 100).progress() is True  # and one that came a little way
+    assert history([4.0] * 10 + [4.0 * (INFORMED + 0.01)] * 100).progress() is False
+    assert history([4.0] + [3.0] * 100).progress() is True  # most of the way was gone at once
+    assert history([3.0] + [4.0] * 100).progress() is False
     assert history([-4.0] * 100).progress() is False
+
+
+def test_the_uninformed_loss_alone_tells_who_learned_nothing_but_frequencies():
+    losses = [4.0] * 10 + [2.0] * 100
+    assert history(losses).progress() is True
+    assert history(losses, uninformed=2.0).progress() is False
+
+
+def test_fall_is_a_share_of_the_first_losses():
+    assert history([4.0] * (2 * LATELY - 1)).fall() is None
+    assert history([4.0] * 2 * LATELY).fall() == 0.0
+    assert history([4.0] * LATELY + [3.0] * LATELY).fall() == pytest.approx(0.25)
+    assert history([4.0] * LATELY + [5.0] * LATELY).fall() == pytest.approx(-0.25)
+    assert history([4.0] * 50 + [2.0] * LATELY + [1.0] * LATELY).fall() == pytest.approx(0.25)
+
+
+def test_fall_sees_only_the_last_losses():
+    assert history([4.0] * LATELY + [1.0] * 2 * LATELY).fall() == 0.0
+
+
+def test_one_bad_first_loss_is_no_scale():
+    assert history([1e6] + [4.0] * (2 * LATELY - 1) + [3.0] * LATELY).fall() == pytest.approx(0.25)
+
+
+def test_negative_losses_fall_too():
+    assert history([-4.0] * LATELY + [-5.0] * LATELY).fall() == pytest.approx(0.25)
+    assert history([-4.0] * LATELY + [-3.0] * LATELY).fall() == pytest.approx(-0.25)
+
+
+def test_losses_that_begin_at_zero_have_no_scale():
+    assert history([0.0] * ENOUGH + [1.0] * LATELY).fall() is None
 
 
 def test_losses_that_are_not_finite_do_not_poison():

@@ -14,6 +14,7 @@ import torch
 from transformers import GPT2LMHeadModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import attnprobe as ap
+from attnprobe.alarms import MaskViolation
 from attnprobe.huggingface import AttentionMonitorCallback
 from tests.global_state import global_state
 from tests.huggingface.training import Run, Sharp, gpt2, said
@@ -106,6 +107,86 @@ def test_an_alarm_stops_the_training_if_asked_to(tmp_path, action, steps):
         run.train()
     assert run.trainer.state.global_step == steps
     assert run.monitor.probe.should_stop == (action == "stop")
+
+
+class Known(Sharp):
+    """The same, but nothing to act on."""
+
+    name = "known"
+    severity = "information"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_training_that_an_alarm_stops_ends_like_any_other(tmp_path, accumulate):
+    ended = []
+
+    class Watching(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            ended.append(state.global_step)
+
+    run = Run(
+        tmp_path / "run",
+        every=2,
+        max_steps=20,
+        gradient_accumulation_steps=accumulate,
+        callbacks=[Watching()],
+        monitor={
+            "alarms": Sharp(),
+            "action": "stop",
+            "layers": "transformer.h.0.attn",
+            "writers": ap.JSONLWriter(tmp_path),
+        },
+        save_strategy="steps",
+        save_steps=1,
+    )
+    before, methods = global_state(), {*vars(run.trainer)}
+    with pytest.warns(ap.AttnProbeWarning, match=r"sharp: transformer\.h\.0\.attn"):
+        output = run.trainer.train()
+    assert global_state() == before
+    assert "training_step" not in {*vars(run.trainer)} - methods
+    assert ended == [5]
+    assert output.global_step == run.trainer.state.global_step == 5  # the step of the alarm is the last
+    assert sorted(run.logged) == [1, 2, 3, 4, 5]
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == [
+        f"checkpoint-{step}" for step in range(1, 6)
+    ]
+    records = [json.loads(line) for line in (tmp_path / "attention.jsonl").read_text().splitlines()]
+    assert [(record["step"], len(record["alarms"])) for record in records] == [(1, 0), (3, 0), (5, 1)]
+    state = json.loads((tmp_path / "run" / "checkpoint-5" / "trainer_state.json").read_text())
+    assert json.loads(state["stateful_callbacks"]["attnprobe"])["alarms"]["streaks"]["sharp"]
+    assert not run.monitor.probe.active
+
+
+def test_information_does_not_stop_the_training(tmp_path):
+    run = Run(tmp_path, monitor={"alarms": Known(), "action": "stop"}).train()  # a warning would be an error
+    assert run.trainer.state.global_step == 8
+    assert [len(report.alarms) for report in run.reports] == [0, 0] + [2] * 6
+
+
+def test_a_snoozed_alarm_stops_the_training_when_it_outlasts_the_snooze(tmp_path):
+    class Snoozing(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 0:
+                run.monitor.probe.snooze("sharp", steps=6)
+
+    run = Run(
+        tmp_path,
+        monitor={"alarms": Sharp(), "action": "stop", "layers": "transformer.h.0.attn"},
+        callbacks=[Snoozing()],
+    )
+    with pytest.warns(ap.AttnProbeWarning, match=r"sharp: transformer\.h\.0\.attn") as told:
+        run.train()
+    assert len(said(told)) == 1
+    assert run.trainer.state.global_step == 7  # the snooze covers steps 1 to 6
+    assert [alarm.snoozed for report in run.reports for alarm in report.alarms] == [True] * 4 + [False]
+
+
+def test_all_alarms_of_a_causal_model(tmp_path):
+    run = Run(tmp_path, monitor={"alarms": ["all", MaskViolation(causal=True)], "action": "record"}).train()
+    assert "stalled_layer" not in [rule.name for rule in run.monitor.probe.engine.rules]
+    assert all((report["future_mass"] == 0).all() for report in run.reports)
+    assert all("head_similarity" in report for report in run.reports)
+    assert not any(report.alarms for report in run.reports)
 
 
 class Failure(Exception):

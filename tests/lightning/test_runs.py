@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -10,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import attnprobe as ap
-from attnprobe.alarms import above, head_values
+from attnprobe.alarms import MaskViolation, above, head_values
 from attnprobe.lightning import AttentionMonitor
 from tests.global_state import global_state
 from tests.lightning.training import Run, loader, module_class, said
@@ -108,6 +109,90 @@ def test_an_alarm_stops_the_training_if_asked_to(package, action, steps):
         run.fit()
     assert run.trainer.global_step == steps
     assert run.monitor.probe.should_stop == (action == "stop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known(Sharp):
+    """The same, but nothing to act on."""
+
+    name = "known"
+    severity = "information"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_training_that_an_alarm_stops_ends_like_any_other(package, tmp_path, accumulate):
+    ended = []
+
+    class Watching(package.Callback):
+        def on_train_end(self, trainer, module):
+            ended.append("train")
+
+        def on_fit_end(self, trainer, module):
+            ended.append("fit")
+
+    logger = import_module(f"{package.__name__}.loggers").CSVLogger(tmp_path / "logs")
+    run = Run(
+        package,
+        every=2,
+        data=loader(40),
+        validation=loader(1),
+        logger=logger,
+        log_every_n_steps=1,
+        max_epochs=3,
+        accumulate_grad_batches=accumulate,
+        callbacks=[Watching(), saving(package, tmp_path / "saved", 1)],
+        enable_checkpointing=True,
+        monitor={"alarms": Sharp(), "action": "stop", "layers": "net.layers.0"},
+    )
+    before = global_state()
+    with pytest.warns(ap.AttnProbeWarning, match="sharp: net.layers.0"):
+        run.fit()
+    assert global_state() == before
+    assert ended == ["train", "fit"]
+    assert (run.trainer.state.status.value, run.trainer.interrupted) == ("finished", False)
+    assert (run.trainer.global_step, run.steps) == (5, [0, 2, 4])  # the step of the alarm is the last
+    assert len(run.module.losses) == 5 * accumulate
+    assert [len(report.alarms) for report in run.reports] == [0, 0, 1]
+    assert not run.monitor.probe.active
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [f"step={step}.ckpt" for step in range(1, 6)]
+    assert torch.load(tmp_path / "saved" / "step=5.ckpt", weights_only=True)["global_step"] == 5
+    (file,) = tmp_path.rglob("metrics.csv")
+    with file.open() as lines:
+        rows = [row for row in csv.DictReader(lines) if row["attention/alarms"]]
+    assert [(row["step"], float(row["attention/alarms"])) for row in rows] == [("0", 0), ("2", 0), ("4", 1)]
+
+
+def test_information_does_not_stop_the_training(package):
+    run = Run(package, monitor={"alarms": Known(), "action": "stop"}).fit()  # a warning would be an error
+    assert run.trainer.global_step == 8
+    assert [len(report.alarms) for report in run.reports] == [0, 0] + [2] * 6
+
+
+def test_a_snoozed_alarm_stops_the_training_when_it_outlasts_the_snooze(package):
+    class Snoozing(package.Callback):
+        def on_train_start(self, trainer, module):
+            run.monitor.probe.snooze("sharp", steps=6)
+
+    run = Run(package, monitor={"alarms": Sharp(), "action": "stop", "layers": "net.layers.0"})
+    run.trainer.callbacks.append(Snoozing())
+    with pytest.warns(ap.AttnProbeWarning, match="sharp: net.layers.0") as told:
+        run.fit()
+    assert len(said(told)) == 1
+    assert run.trainer.global_step == 7  # the snooze covers steps 0 to 5
+    assert [alarm.snoozed for report in run.reports for alarm in report.alarms] == [True] * 4 + [False]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_all_alarms_with_and_without_a_reference_batch(package, there):
+    module = module_class(package)()
+    reference = (lambda: module.net(batch())) if there else None
+    alarms = ["all", MaskViolation(causal=True)]
+    run = Run(package, module, monitor={"alarms": alarms, "action": "record", "reference_batch": reference}).fit()
+    assert ("stalled_layer" in [rule.name for rule in run.monitor.probe.engine.rules]) == there
+    assert all("head_similarity" in report for report in run.reports)
+    assert all(("attention_displacement" in report) == there for report in run.reports)
+    # Nothing is hidden in this model: as a causal one it is wrong.
+    assert {alarm.name for alarm in run.reports[-1].alarms} == {"mask_violation"}
 
 
 class Failure(Exception):
