@@ -159,7 +159,7 @@ def test_a_key_tells_runs_apart():
 
 
 def verdict(fault="", severity="", left=None, disturbed=False, alarms=(), start=0, naive=()):
-    found = dict.fromkeys(tables.PROTOCOLS, dict(alarms))
+    found = {protocol: dict(alarms) for protocol in tables.PROTOCOLS}
     setup = Setup("previous", "sgd", "plain", 1, 2, 3, fault=fault, severity=severity)
     return Verdict(setup, start, left, disturbed, found, dict(naive), True)
 

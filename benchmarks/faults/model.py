@@ -69,7 +69,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and an MLP on a residual stream; ``skip`` scales the stream, ``post`` puts the norms behind, ``bare`` leaves the MLP out."""
+    """Attention and an MLP on a residual stream.
+
+    ``skip`` scales the stream, ``post`` puts the norms behind, ``bare`` leaves the MLP out.
+    """
 
     def __init__(self, width: int, heads: int, *, causal: bool, post: bool, norm_keys: bool) -> None:
         super().__init__()
