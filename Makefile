@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test matrix bench bench-short lint docs wheel clean
+.PHONY: demo test matrix bench bench-short faults faults-short lint docs wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/attnprobe markov --logdir runs/markov
@@ -24,6 +24,15 @@ bench: $(VENV)/.installed-bench
 # The same with small sizes in a minute or two, to see that it runs; writes nothing.
 bench-short: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run --short
+
+# How often the alarms are right: about a thousand small trainings, an hour on two cores, kept in build/faults and
+# resumed; writes the measured parts of docs/alarms.md. After a change of a rule they are judged again in seconds.
+faults: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
+
+# Some of them, in a minute; writes nothing, and fails where a healthy run raises an alarm or a fault none.
+faults-short: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults --set short
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

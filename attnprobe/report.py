@@ -49,9 +49,11 @@ class Alarm:
     def __str__(self) -> str:
         where = self.layer or "run"
         heads = f" head{'s' if len(self.heads) > 1 else ''} {', '.join(map(str, self.heads))}" if self.heads else ""
+        before = ", ".join(f"{value:.4g}" for _, value in self.evidence[-4:-1])
+        lately = f" (before: {before})" if before else ""
         return (
             f"{self.name}: {where}{heads}, step {self.step} (since {self.since}): "
-            f"{self.value:.4g} against a threshold of {self.threshold:.4g}. {self.advice}"
+            f"{self.value:.4g}{lately} against a threshold of {self.threshold:.4g}. {self.advice}"
         )
 
     def to_dict(self) -> dict[str, Any]:

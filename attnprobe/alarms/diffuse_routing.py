@@ -33,7 +33,7 @@ class DiffuseRouting(AlarmRule):
     needs = ("entropy_8", "logit_spread")
 
     threshold: float = 0.75
-    alike: float = 0.05
+    alike: float = 0.03
     release: float = 0.8
     patience: int = 5
     min_step: int = 200

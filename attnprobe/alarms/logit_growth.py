@@ -35,10 +35,10 @@ class LogitGrowth(AlarmRule):
     needs = ("logit_spread",)
     remembers = ("logit_spread",)
 
-    threshold: float = 1.7
-    floor: float = 50.0
+    threshold: float = 2.0
+    floor: float = 40.0
     fall: float = 0.02
-    probes: int = 3
+    probes: int = 4
     patience: int = 1
     min_step: int = 0
 

@@ -56,12 +56,16 @@ class LossHistory:
         return self._sum / self._weight if len(self.recent) >= ENOUGH else None
 
     def trend(self) -> float | None:
-        """By how many standard errors the mean loss fell from one window to the next, None until both are full."""
-        if len(self.recent) < 2 * WINDOW:
-            return None
+        """By how many standard errors the mean loss fell from one window to the next.
+
+        Windows are halves of the last twenty losses, or of what there is of them; None while that is less than ten.
+        """
         losses = [loss for _, loss in self.recent]
-        (before, noise_before), (last, noise_last) = map(_mean_and_variance, (losses[:WINDOW], losses[WINDOW:]))
-        fall, error = before - last, math.sqrt((noise_before + noise_last) / WINDOW)
+        half = len(losses) // 2
+        if half < ENOUGH:
+            return None
+        (before, noise_before), (last, noise_last) = map(_mean_and_variance, (losses[:half], losses[half:]))
+        fall, error = before - last, math.sqrt((noise_before + noise_last) / half)
         if error == 0:
             return math.copysign(math.inf, fall) if fall else 0.0
         return fall / error

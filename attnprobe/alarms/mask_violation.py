@@ -60,9 +60,9 @@ class MaskViolation(AlarmRule):
                 if (high := {head for head, value in values.items() if value > self._limit(name)})
             }
             worst = max(shares, key=lambda name: max(shares[name].values()) / (self._limit(name) or _LEAST))
-            value, heads = max(shares[worst].values()), tuple(sorted(set().union(*bad.values())))
+            value, found_in = max(shares[worst].values()), tuple(sorted(set().union(*bad.values())))
             detail = " ".join(_FOUND[name] for name in bad)
-            yield Reading(layer, heads, value, self._limit(worst), bool(bad), bool(bad), detail)
+            yield Reading(layer, found_in, value, self._limit(worst), bool(bad), bool(bad), detail)
 
     def _limit(self, name: str) -> float:
         return self.hidden if name == "hidden_tokens" else self.threshold

@@ -22,7 +22,7 @@ class RedundantHeads(AlarmRule):
     looser = (("threshold", 1),)
     needs = ("head_similarity",)
 
-    threshold: float = 0.9999
+    threshold: float = 0.99999
     patience: int = 3
     min_step: int = 50
 

@@ -15,7 +15,7 @@ INJECTED, DISTURBED, REPORTED = "injected", "disturbed", "reported"
 
 _SCORES = frozenset({"logit_explosion", "logit_growth", "attention_collapse"})
 _NO_ROUTING = frozenset({"diffuse_routing", "rank_collapse"})
-_DIVERGED = _SCORES | _NO_ROUTING | {"value_explosion", "nonfinite"}
+_DIVERGED = _SCORES | _NO_ROUTING | {"value_explosion", "nonfinite", "stalled_layer"}
 _SEVERE = SEVERITIES[-1:]
 
 
@@ -47,7 +47,8 @@ ACCEPTED: dict[str, Answer] = {
     "temperature": Answer(_NO_ROUTING, DISTURBED),
     "missing positions": Answer(_NO_ROUTING, DISTURBED),
     "attention collapse": Answer(_SCORES | {"dead_values"}, DISTURBED),
-    "rank collapse": Answer(_NO_ROUTING, DISTURBED),
+    # MLPs alone can keep the tokens apart. Where they do not, heads become alike, and lower layers get no gradient.
+    "rank collapse": Answer(_NO_ROUTING | {"redundant_heads", "inactive_head"}, DISTURBED, _SEVERE),
     "duplicated heads": Answer(frozenset({"redundant_heads"}), INJECTED),
     "zeroed output projection": Answer(frozenset({"inactive_head"}), INJECTED),
     # One frozen attention layer whose inputs learn is not disturbed, and moves with them.

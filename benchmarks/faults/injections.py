@@ -107,7 +107,7 @@ class ValueGrowth(Fault):
     """Value weights grow by a constant factor every step."""
 
     name = "value growth"
-    levels = (0.003, 0.02, 0.05)
+    levels = (0.003, 0.03, 0.06)
     start = 100
 
     def each_step(self, model: Transformer, level: float) -> None:
@@ -127,7 +127,7 @@ class DeadColumns(Fault):
             length = model.positions.num_embeddings
             place = torch.arange(length)
             hidden = (place + 1).mul(level).floor() > place.mul(level).floor()
-            attention.bias = -50.0 * hidden.float()
+            attention.bias = -30.0 * hidden.float()
 
 
 class FutureLeak(Fault):
@@ -192,7 +192,7 @@ class NoPositions(Fault):
 
     name = "missing positions"
     levels = (0.3, 0.1, 0.0)
-    tasks = ("induction",)
+    tasks = ("order",)
 
     def prepare(self, model: Transformer, level: float) -> None:
         model.position_scale = level
@@ -210,16 +210,21 @@ class Collapse(Fault):
 
 
 class RankCollapse(Fault):
-    """The residual stream is damped, or cut: every layer mixes the tokens, and nothing keeps them apart."""
+    """The residual stream is damped; cut; or cut, with the MLPs left out and scores that are all alike.
+
+    What is left averages the tokens away.
+    """
 
     name = "rank collapse"
-    levels = (0.5, 0.1, 0.0)
+    levels = (1, 2, 3)
     layers = 3
 
     def prepare(self, model: Transformer, level: float) -> None:
         for block in model.blocks:
             assert isinstance(block, Block)
-            block.skip = level
+            block.skip = 0.3 if level == 1 else 0.0
+            block.bare = level == 3
+            block.attention.temperature = 1e6 if level == 3 else 1.0
 
 
 class DuplicatedHeads(Fault):

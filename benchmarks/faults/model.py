@@ -69,17 +69,19 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and an MLP on a residual stream; ``skip`` scales the stream, ``post`` puts the norms behind."""
+    """Attention and an MLP on a residual stream; ``skip`` scales the stream, ``post`` puts the norms behind, ``bare`` leaves the MLP out."""
 
     def __init__(self, width: int, heads: int, *, causal: bool, post: bool, norm_keys: bool) -> None:
         super().__init__()
         self.attention = Attention(width, heads, causal=causal, norm_keys=norm_keys)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.post, self.skip = post, 1.0
+        self.post, self.skip, self.bare = post, 1.0, False
 
     def forward(self, x: Tensor, tokens: Tensor | None) -> Tensor:
-        if self.post:
+        if self.bare:
+            x = self.skip * x + self.attention(self.norm_1(x), tokens)
+        elif self.post:
             x = self.norm_1(self.skip * x + self.attention(x, tokens))
             x = self.norm_2(self.skip * x + self.mlp(x))
         else:

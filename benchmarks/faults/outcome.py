@@ -11,35 +11,39 @@ WINDOW = 10
 #: Half the band's width: so many standard errors of the twin's mean loss, at least this share of the
 #: loss that the twin began with.
 DEVIATIONS, LEAST = 3.0, 0.05
+#: Steps that a loss has to stay out.
+FOR_SOME_TIME = 30
 #: Steps by which the end of a run is judged.
 LAST = 50
 
 
 def leaves_band(losses: Sequence[float], twin: Sequence[float], start: int = 0) -> int | None:
-    """The first step, from ``start`` on, at which the average loss is out of the twin's band; None if it never is.
+    """The first step, from ``start`` on, from which the average loss is out of the twin's band for some time.
 
     Up to its injection a run is bit for bit its twin. Below the band counts as out of it: a model that sees the
-    future learns too well. A loss that is not finite is out.
+    future learns too well. A loss that is not finite is out. None if it never leaves.
     """
     faulty, healthy = np.asarray(losses, float), np.asarray(twin, float)
-    mean, deviation = _rolling(healthy)
-    half = np.maximum(DEVIATIONS * deviation / WINDOW**0.5, LEAST * healthy[:WINDOW].mean())
+    mean, error = _rolling(healthy)
+    half = np.maximum(DEVIATIONS * error, LEAST * healthy[:WINDOW].mean())
     with np.errstate(invalid="ignore"):
-        inside = np.abs(_rolling(faulty)[0] - mean) <= half
-    outside = np.flatnonzero(~inside[max(0, start - WINDOW + 1) :])
-    return int(outside[0]) + max(0, start - WINDOW + 1) + WINDOW - 1 if len(outside) else None
+        outside = ~(np.abs(_rolling(faulty)[0] - mean) <= half)
+    for window in range(max(0, start - WINDOW + 1), len(outside)):
+        if outside[window : window + FOR_SOME_TIME].all():
+            return window + WINDOW - 1
+    return None
 
 
-def ends_outside(losses: Sequence[float], twin: Sequence[float]) -> bool:
-    """Whether the mean over the last fifty steps is out of the band: the run was not only late."""
+def ends_above(losses: Sequence[float], twin: Sequence[float]) -> bool:
+    """Whether the mean over the last fifty steps is above the band, or not finite: the run ends worse."""
     faulty, healthy = np.asarray(losses[-LAST:], float), np.asarray(twin[-LAST:], float)
-    half = max(DEVIATIONS * float(healthy.std()) / WINDOW**0.5, LEAST * float(np.mean(twin[:WINDOW])))
+    half = max(DEVIATIONS * float(healthy.std()) / LAST**0.5, LEAST * float(np.mean(twin[:WINDOW])))
     with np.errstate(invalid="ignore", over="ignore"):
-        return not abs(float(faulty.mean()) - float(healthy.mean())) <= half
+        return not float(faulty.mean()) - float(healthy.mean()) <= half
 
 
 def _rolling(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every window."""
+    """Mean of every window, and its standard error."""
     windows = np.lib.stride_tricks.sliding_window_view(losses, WINDOW)
     with np.errstate(invalid="ignore", over="ignore"):
-        return windows.mean(-1), windows.std(-1)
+        return windows.mean(-1), windows.std(-1) / WINDOW**0.5

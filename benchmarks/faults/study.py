@@ -20,7 +20,7 @@ from benchmarks.faults.cache import Cache
 from benchmarks.faults.injections import FAULTS
 from benchmarks.faults.judge import judge
 from benchmarks.faults.naive import NAIVE
-from benchmarks.faults.outcome import LAST, ends_outside, leaves_band
+from benchmarks.faults.outcome import LAST, ends_above, leaves_band
 from benchmarks.faults.setup import Setup
 from benchmarks.faults.tasks import TASKS
 
@@ -38,7 +38,7 @@ class Verdict:
     Attributes:
         start: step of the injection.
         left: the step at which the loss left its healthy twin's band; None if it never did.
-        disturbed: whether the loss ended out of it.
+        disturbed: whether the loss ended above it.
         alarms: of each protocol, the first step at which each alarm was raised after the injection, in that order.
         naive: the first step after the injection at which each naive rule fires, where it does.
         learned: whether the loss ended below 98% of the uninformed one.
@@ -97,13 +97,12 @@ def _verdict(directory: Path, setup: Setup) -> Verdict:
     run = cache.read(setup)
     start = FAULTS[setup.fault].start if setup.fault else 0
     twin = cache.read(setup.twin).losses if setup.fault else run.losses
-    left, disturbed = leaves_band(run.losses, twin, start), ends_outside(run.losses, twin)
+    left, disturbed = leaves_band(run.losses, twin, start), ends_above(run.losses, twin)
     alarms = {
         (every, informed): judge(run, every=every, informed=informed).after(start) for every, informed in PROTOCOLS
     }
     fired = {name: [step for step in rule(run) if step >= start] for name, rule in NAIVE.items()}
     naive = {name: steps[0] for name, steps in fired.items() if steps}
-    last = run.losses[-50:]
-    return Verdict(
-        setup, start, left, disturbed, alarms, naive, sum(last) / len(last) < 0.98 * TASKS[setup.task].uninformed()
-    )
+    last = run.losses[-LAST:]
+    learned = sum(last) / len(last) < INFORMED * TASKS[setup.task].uninformed()
+    return Verdict(setup, start, left, disturbed, alarms, naive, learned)

@@ -21,7 +21,7 @@ def rate(events: int, number: int) -> str:
     if not number:
         return "-"
     upper = 1.0 if events == number else float(beta.ppf(0.975, events + 1, number - events))
-    return f"{events} of {number} (at most {100 * upper:.2g}%)"
+    return f"{events} of {number} (at most {100 * upper:.{1 if upper < 0.1 else 0}f}%)"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -66,7 +66,7 @@ def misses(faulty: Sequence[Verdict], protocol: tuple[int, bool] = MAIN) -> str:
                     _median(leads, sign=True),
                 )
             )
-    head = ("fault", "severity", "runs", "loss ended out of the band", "any alarm", "missed", "delay", "lead")
+    head = ("fault", "severity", "runs", "loss ended above the band", "any alarm", "missed", "delay", "lead")
     return table(head, rows)
 
 

@@ -92,6 +92,12 @@ def _induction(generator: Generator, size: int, length: int) -> tuple[Tensor, Te
     return inputs, targets
 
 
+def _order(generator: Generator, size: int, length: int) -> tuple[Tensor, Tensor]:
+    """The token before, around the circle, of a permutation: which tokens there are says nothing."""
+    inputs = torch.stack([torch.randperm(length, generator=generator) for _ in range(size)])
+    return inputs, inputs.roll(1, 1)
+
+
 def _recall(generator: Generator, size: int, length: int) -> tuple[Tensor, Tensor]:
     """Tokens that hold a key and a value, then keys alone whose values are to be recalled."""
     keys, values = 4, 3
@@ -183,6 +189,8 @@ TASKS = {
         Task("previous", _previous, SYMBOLS, True, SYMBOLS, _of(SYMBOLS)),
         Task("first", _first, SYMBOLS, True, SYMBOLS, _of(SYMBOLS)),
         Task("induction", _induction, SYMBOLS, True, SYMBOLS, _of(SYMBOLS)),
+        # That no token comes before itself is known without looking anywhere.
+        Task("order", _order, 16, False, 16, _of(15), length=16, long=16),
         Task("recall", _recall, 3, True, 16, _of(3)),
         Task("majority", _majority, 4, False, 4, _of(4)),
         Task("markov", _markov, STATES, True, 0, _of(STATES), features=VECTOR),
