@@ -19,11 +19,16 @@ def run(entropies, losses, *, step=10, **values):
 
 def test_uniform_layers_and_a_stuck_loss_fire_once_for_the_run():
     result = alarms_of(RULE, run([[0.9, 0.8]] * 30, FLAT))
-    # 20 losses make the trend known at step 190; five probes later step 200 is over.
-    assert standing(result) == [False] * 23 + [True] * 7
-    (alarm,) = result[23]
+    # Ten losses make the trend known at step 90; the warm-up of 200 steps is longer than the patience.
+    assert standing(result) == [False] * 20 + [True] * 10
+    (alarm,) = result[20]
     assert (alarm.layer, alarm.heads, alarm.value, alarm.threshold) == ("", (), 0.8, 0.75)
-    assert (alarm.step, alarm.since) == (230, 190)
+    assert (alarm.step, alarm.since) == (200, 90)
+
+
+def test_patience_is_waited_for_after_the_warm_up_too():
+    result = alarms_of(RULE, run([[0.9]] * 30, FLAT, step=100))
+    assert standing(result) == [False] * (9 + RULE.patience - 1) + [True] * (22 - RULE.patience)
 
 
 def test_warm_up_is_waited_for_whatever_the_cadence():
@@ -38,7 +43,8 @@ def test_one_layer_that_chooses_is_enough_to_stay_silent():
 def test_progress_keeps_it_silent():
     uniform = [[0.99]] * 60
     assert not any(alarms_of(RULE, run(uniform, [NAN] * 60)))
-    assert not any(alarms_of(RULE, run(uniform, FLAT[:19])))
+    assert not any(alarms_of(RULE, run(uniform, FLAT[:9] + [NAN] * 51)))
+    assert any(alarms_of(RULE, run(uniform, FLAT[:10] + [NAN] * 50)))
     assert not any(alarms_of(RULE, run(uniform, [1.5] * 60), uninformed_loss=2.0))
     # Still worse than uninformed, but on its way.
     assert not any(alarms_of(RULE, run(uniform, [9 - 0.1 * i for i in range(60)]), uninformed_loss=2.0))
@@ -46,7 +52,8 @@ def test_progress_keeps_it_silent():
 
 def test_an_uninformed_loss_needs_the_trend_too():
     result = alarms_of(RULE, run([[0.9]] * 30, FLAT), uninformed_loss=2.0)
-    assert standing(result).index(True) == 23
+    assert standing(result).index(True) == 20
+    assert result[20][0].since == 90  # five losses told that it is no better than uninformed
 
 
 def test_absent_layers_are_passed_over():

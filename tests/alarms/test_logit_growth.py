@@ -123,3 +123,10 @@ def test_probes_that_did_not_measure_it_are_passed_over():
     result = alarms_of(RULE, run(holes, losses=[2.0] * len(holes)))
     assert standing(result) == [False] * 2 * FIRST + [True] * (len(holes) - 2 * FIRST)
     assert not any(alarms_of(RULE, run([NAN] * 40)))
+
+
+def test_a_head_that_is_measured_late_has_to_grow_over_as_many_probes():
+    steep = [START * (3 * RULE.threshold) ** index for index in range(RULE.probes + RULE.patience + 1)]
+    late = [NAN] * CALM + steep
+    first = CALM + RULE.probes + RULE.patience - 1
+    assert standing(alarms_of(RULE, run(late))) == [False] * first + [True] * (len(late) - first)

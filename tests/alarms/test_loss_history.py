@@ -17,13 +17,14 @@ def history(losses, uninformed=None):
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(-1e3, 1e3), min_size=20, max_size=60))
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2 * ENOUGH, max_size=60))
 def test_average_and_trend_agree_with_numpy(losses):
     result = history(losses)
     weights = 0.9 ** np.arange(len(losses))[::-1]
     np.testing.assert_allclose(result.average(), np.average(losses, weights=weights), rtol=1e-9, atol=1e-9)
-    before, last = np.array(losses[-20:-10]), np.array(losses[-10:])
-    error = np.sqrt((before.var(ddof=1) + last.var(ddof=1)) / 10)
+    seen = np.array(losses[-20:])
+    before, last = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    error = np.sqrt((before.var(ddof=1) + last.var(ddof=1)) / len(before))
     if error > 1e-6:
         np.testing.assert_allclose(result.trend(), (before.mean() - last.mean()) / error, rtol=1e-6, atol=1e-6)
 
@@ -31,9 +32,10 @@ def test_average_and_trend_agree_with_numpy(losses):
 def test_nothing_is_known_of_a_short_history():
     assert history([2.0] * 4, uninformed=2.0).progress() is None
     assert history([2.0] * 5, uninformed=2.0).progress() is False
-    assert history([2.0] * 19).progress() is None
-    assert history([2.0] * 19).trend() is None
-    assert history([2.0] * 20).progress() is False
+    assert history([2.0] * (2 * ENOUGH - 1)).progress() is None
+    assert history([2.0] * (2 * ENOUGH - 1)).trend() is None
+    assert history([2.0] * 2 * ENOUGH).progress() is False
+    assert history([2.0] * 2 * ENOUGH).trend() == 0.0
 
 
 def test_progress_against_the_uninformed_loss():

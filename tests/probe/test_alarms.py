@@ -21,6 +21,7 @@ from attnprobe.alarms import (
     above,
     head_values,
 )
+from attnprobe.alarms.losses import ENOUGH
 from attnprobe.reference import REFERENCE_STATISTICS
 from tests.probe.models import WIDTH, batch, batches, loss_of, net, run
 
@@ -85,7 +86,7 @@ def test_uninformed_loss_reaches_the_rules(uninformed, alarmed):
     with ap.AttentionProbe(
         model, every_n_steps=1, alarms=NoProgress(), uninformed_loss=uninformed, action="record"
     ) as probe:
-        for _ in range(12):
+        for _ in range(2 * ENOUGH - 1):  # without it, one more would tell
             run(probe, model)
     state = probe.engine.state_dict()
     assert bool(state["streaks"]["no_progress"]) == alarmed
