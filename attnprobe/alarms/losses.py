@@ -19,6 +19,8 @@ DECAY = 0.9
 INFORMED = 0.98
 #: A fall of the mean loss counts from this many standard errors.
 CLEAR = 3.0
+#: A fall of the mean loss counts from this share of the first losses.
+MATERIAL = 0.01
 #: Losses on either side of the short comparison.
 LATELY = 5
 
@@ -59,6 +61,7 @@ class LossHistory:
         """By how many standard errors the mean loss fell from one window to the next.
 
         Windows are halves of the last twenty losses, or of what there is of them; None while that is less than ten.
+        A fall by less than a hundredth of the first losses is none, however clear.
         """
         losses = [loss for _, loss in self.recent]
         half = len(losses) // 2
@@ -66,6 +69,8 @@ class LossHistory:
             return None
         (before, noise_before), (last, noise_last) = map(_mean_and_variance, (losses[:half], losses[half:]))
         fall, error = before - last, math.sqrt((noise_before + noise_last) / half)
+        if 0 < fall < MATERIAL * abs(median(self._first)):
+            return 0.0
         if error == 0:
             return math.copysign(math.inf, fall) if fall else 0.0
         return fall / error
