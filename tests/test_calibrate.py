@@ -16,13 +16,12 @@ from scipy.stats import binomtest
 import attnprobe as ap
 from attnprobe.alarms import ALL_ALARMS, DEFAULT_ALARMS, AlarmRule, DeadValues, LogitExplosion, RedundantHeads
 from attnprobe.calibrate import Calibration, calibrate, load_alarms, read_runs, summarize
-from attnprobe.calibrate.critical import BOUNDS
 from attnprobe.calibrate.rate import upper_bound
 from attnprobe.cli import main
 from attnprobe.errors import ConfigurationError, UnknownNameError, WriterError
 from attnprobe.report import StepReport
 from attnprobe.writers import JSONLWriter
-from tests.alarms.reports import make_report
+from tests.alarms.reports import NAN, make_report
 from tests.probe.models import net, run
 
 SPREAD = ("logit_explosion", "threshold")
@@ -110,10 +109,13 @@ def test_scores_that_do_not_grow_say_nothing_about_growth() -> None:
     assert found.thresholds == {}
 
 
-def test_every_tunable_threshold_of_a_share_has_its_bounds() -> None:
-    unbounded = {"logit_explosion", "value_explosion", "stalled_layer"}
-    tunable = {(rule.name, field) for rule in ALL_ALARMS for field, _ in rule.looser}
-    assert {pair for pair in tunable if pair[0] not in unbounded} == set(BOUNDS)
+def test_what_less_than_half_of_the_runs_say_tightens_nothing() -> None:
+    silent = [make_report(10 * step, logit_spread=[[NAN, NAN]], loss=2.0) for step in range(30)]
+    runs = {"a": flat(10), "b": silent, "c": silent}
+    assert calibrate(runs, ["logit_explosion"]).thresholds == {}
+    assert calibrate({"a": flat(10), "b": silent}, ["logit_explosion"]).thresholds["logit_explosion"]
+    loud = {"a": flat(2 * DEFAULT), "b": silent, "c": silent}
+    assert calibrate(loud, ["logit_explosion"]).thresholds["logit_explosion"]["threshold"] > 2 * DEFAULT
 
 
 def test_the_loosest_run_decides_and_each_is_judged_by_the_others() -> None:

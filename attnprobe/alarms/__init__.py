@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from attnprobe.alarms.attention_collapse import AttentionCollapse
-from attnprobe.alarms.base import AlarmRule, Reading, above, head_values, layer_values
+from attnprobe.alarms.base import AlarmRule, Reading, Tunable, above, head_values, layer_values
 from attnprobe.alarms.dead_values import DeadValues
 from attnprobe.alarms.diffuse_routing import DiffuseRouting
 from attnprobe.alarms.engine import AlarmEngine
@@ -44,6 +44,7 @@ __all__ = [
     "RedundantHeads",
     "SinkFormation",
     "StalledLayer",
+    "Tunable",
     "ValueExplosion",
     "above",
     "head_values",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attnprobe.alarms.base import AlarmRule, Reading, head_values
+from attnprobe.alarms.base import AlarmRule, Reading, Tunable, head_values
 from attnprobe.alarms.history import History
 from attnprobe.report import StepReport
 
@@ -30,7 +30,7 @@ class AttentionCollapse(AlarmRule):
         "Lower the learning rate or lengthen the warm-up; normalise queries and keys (QK-norm, arXiv 2010.04245) or "
         "bound the spectral norm of their weights (sigma-reparametrisation, arXiv 2303.06296)."
     )
-    looser = (("spread", -1),)
+    tunable = (Tunable("spread", -1, high=1.0),)
     needs = ("concentration", "logit_spread")
 
     share: float = 0.5

@@ -51,6 +51,22 @@ class Reading:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class Tunable:
+    """A threshold that may be set by healthy runs.
+
+    Attributes:
+        field: of the rule.
+        looser: whether a larger (1) or a smaller value (-1) makes fewer alarms.
+        low, high: what its quantity lies between.
+    """
+
+    field: str
+    looser: Literal[1, -1]
+    low: float = 0.0
+    high: float = math.inf
+
+
 class AlarmRule(ABC):
     """A condition on reports. Rules hold thresholds and no state: the engine counts, the history remembers.
 
@@ -59,8 +75,7 @@ class AlarmRule(ABC):
         advice: what to try, with a source.
         needs: statistics that the rule reads; it is not asked about a report that lacks one.
         remembers: those whose past it reads, in ``history.past(name, layer, head)``.
-        looser: thresholds that ``attnprobe calibrate`` may set, and whether a larger (1) or a smaller one (-1) makes
-            fewer alarms.
+        tunable: the thresholds that ``attnprobe calibrate`` may set.
         severity: ``"information"`` for what is worth knowing and nothing to act on.
         judges_invalid: whether it also reads reports that measured nothing trustworthy.
         single: whether one of its alarms, while it stands, keeps other layers from raising theirs.
@@ -72,7 +87,7 @@ class AlarmRule(ABC):
     advice: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     remembers: ClassVar[tuple[str, ...]] = ()
-    looser: ClassVar[tuple[tuple[str, int], ...]] = ()
+    tunable: ClassVar[tuple[Tunable, ...]] = ()
     severity: ClassVar[Literal["alarm", "information"]] = "alarm"
     judges_invalid: ClassVar[bool] = False
     single: ClassVar[bool] = False

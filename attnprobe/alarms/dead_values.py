@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attnprobe.alarms.base import AlarmRule, Reading, layer_values
+from attnprobe.alarms.base import AlarmRule, Reading, Tunable, layer_values
 from attnprobe.alarms.history import History
 from attnprobe.report import StepReport
 
@@ -25,7 +25,7 @@ class DeadValues(AlarmRule):
         "A value's gradient is sum_i alpha_ij u_i (arXiv 2512.22473), nothing where nobody reads: look for a mask or "
         "padding that is not declared, start queries and keys smaller, or lower their learning rate."
     )
-    looser = (("always", 1), ("stalled", 1))
+    tunable = (Tunable("always", 1, high=1.0), Tunable("stalled", 1, high=1.0))
     needs = ("shared_dead_columns",)
     remembers = ("shared_dead_columns",)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attnprobe.alarms.base import AlarmRule, Reading, head_values, layer_values
+from attnprobe.alarms.base import AlarmRule, Reading, Tunable, head_values, layer_values
 from attnprobe.alarms.history import History
 from attnprobe.alarms.losses import CLEAR
 from attnprobe.report import StepReport
@@ -27,9 +27,9 @@ class DiffuseRouting(AlarmRule):
     name = "diffuse_routing"
     advice = (
         "Check that labels and data fit together and hold something to attend to; raise the learning rate of queries "
-        "and keys, or use Adam instead of SGD (arXiv 2402.16788)."
+        "and keys, or use Adam instead of SGD (arXiv 2402.16788); lower it where the loss was unstable before."
     )
-    looser = (("threshold", 1),)
+    tunable = (Tunable("threshold", 1, high=1.0),)
     needs = ("entropy_8", "logit_spread")
 
     threshold: float = 0.75

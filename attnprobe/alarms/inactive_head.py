@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attnprobe.alarms.base import AlarmRule, Reading, head_values
+from attnprobe.alarms.base import AlarmRule, Reading, Tunable, head_values
 from attnprobe.alarms.history import History
 from attnprobe.report import StepReport
 
@@ -26,7 +26,7 @@ class InactiveHead(AlarmRule):
         "Look at the output projection, at head masks and at what multiplies the attention's branch: with an error of "
         "zero the head gets no gradient; where heads are to spare, prune them (arXiv 1905.10650)."
     )
-    looser = (("threshold", -1),)
+    tunable = (Tunable("threshold", -1, high=1.0),)
     needs = ("output_norm", "error_norm")
 
     threshold: float = 1e-4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attnprobe.alarms.base import AlarmRule, Reading, above, head_values
+from attnprobe.alarms.base import AlarmRule, Reading, Tunable, above, head_values
 from attnprobe.alarms.history import History
 from attnprobe.report import StepReport
 
@@ -14,7 +14,7 @@ from attnprobe.report import StepReport
 class LogitExplosion(AlarmRule):
     """A head's largest score stands more than ``threshold`` above the mean of its row.
 
-    Kimi K2 clips at 100; healthy runs stayed below 85, exploding ones passed 280.
+    Kimi K2 clips at 100; the healthy runs by which the threshold was chosen stayed below 160.
     """
 
     name = "logit_explosion"
@@ -23,7 +23,7 @@ class LogitExplosion(AlarmRule):
         "(QK-norm, arXiv 2010.04245), clip their weights (QK-Clip, arXiv 2507.20534) or cap the scores "
         "(soft-capping, arXiv 2408.00118)."
     )
-    looser = (("threshold", 1),)
+    tunable = (Tunable("threshold", 1),)
     needs = ("logit_spread",)
 
     threshold: float = 250.0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from attnprobe.alarms.base import AlarmRule, Reading, head_values
+from attnprobe.alarms.base import AlarmRule, Reading, Tunable, head_values
 from attnprobe.alarms.history import History
 from attnprobe.report import StepReport
 
@@ -31,7 +31,7 @@ class LogitGrowth(AlarmRule):
         "give their weights decay, normalise them (QK-norm, arXiv 2010.04245) or clip their weights (QK-Clip, arXiv "
         "2507.20534) before the softmax saturates."
     )
-    looser = (("threshold", 1),)
+    tunable = (Tunable("threshold", 1, low=1.0),)
     needs = ("logit_spread",)
     remembers = ("logit_spread",)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attnprobe.alarms.base import AlarmRule, Reading, head_values
+from attnprobe.alarms.base import AlarmRule, Reading, Tunable, head_values
 from attnprobe.alarms.history import History
 from attnprobe.report import StepReport
 
@@ -26,7 +26,7 @@ class RankCollapse(AlarmRule):
         "Look at the residual connections and the MLPs, which keep attention from averaging the tokens away (arXiv "
         "2103.03404), at the scale of the initial weights (arXiv 2206.03126) and at the learning rate."
     )
-    looser = (("threshold", -1),)
+    tunable = (Tunable("threshold", -1, low=1.0),)
     needs = ("output_stable_rank",)
 
     threshold: float = 1.2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attnprobe.alarms.base import AlarmRule, Reading, above, head_values
+from attnprobe.alarms.base import AlarmRule, Reading, Tunable, above, head_values
 from attnprobe.alarms.history import History
 from attnprobe.report import StepReport
 
@@ -19,7 +19,7 @@ class RedundantHeads(AlarmRule):
         "Look for weights that are shared, tied or initialised alike; where heads became alike by themselves, use "
         "fewer of them (arXiv 1905.10650)."
     )
-    looser = (("threshold", 1),)
+    tunable = (Tunable("threshold", 1, high=1.0),)
     needs = ("head_similarity",)
 
     threshold: float = 0.99999

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attnprobe.alarms.base import AlarmRule, Reading, head_values
+from attnprobe.alarms.base import AlarmRule, Reading, Tunable, head_values
 from attnprobe.alarms.history import History
 from attnprobe.report import StepReport
 
@@ -26,7 +26,7 @@ class StalledLayer(AlarmRule):
         "Look for requires_grad=False, parameters that the optimizer was not given, a learning rate of zero, and "
         "updates that are lost in the precision of the weights (arXiv 1710.03740)."
     )
-    looser = (("threshold", -1),)
+    tunable = (Tunable("threshold", -1),)
     needs = ("attention_displacement", "value_displacement")
 
     threshold: float = 1e-6

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attnprobe.alarms.base import AlarmRule, Reading, above, head_values
+from attnprobe.alarms.base import AlarmRule, Reading, Tunable, above, head_values
 from attnprobe.alarms.history import History
 from attnprobe.report import StepReport
 
@@ -14,7 +14,8 @@ from attnprobe.report import StepReport
 class ValueExplosion(AlarmRule):
     """A head's values are more than ``threshold`` times as large as its median over the first probes.
 
-    The value of the alarm is that ratio. Healthy runs stayed below 4.6.
+    The value of the alarm is that ratio. The healthy runs by which the threshold was chosen stayed below 32: small
+    values grow as they learn.
     """
 
     name = "value_explosion"
@@ -22,7 +23,7 @@ class ValueExplosion(AlarmRule):
         "Lower the learning rate of the value projection, give it weight decay or clip gradients; a LayerNorm on "
         "the values bounds them (arXiv 2512.22473)."
     )
-    looser = (("threshold", 1),)
+    tunable = (Tunable("threshold", 1),)
     needs = ("value_rms",)
     remembers = ("value_rms",)
 

@@ -83,7 +83,7 @@ def calibrate(
     uninformed_loss: float | None = None,
     margin: float = 2.0,
 ) -> Calibration:
-    """Set every tunable threshold (``AlarmRule.looser``) from runs in which nothing was wrong.
+    """Set every tunable threshold (``AlarmRule.tunable``) from runs in which nothing was wrong.
 
     Args:
         runs: name -> reports in the order of their steps, as ``logs.read_run`` gives them.
@@ -103,7 +103,7 @@ def calibrate(
     if not used:
         raise ConfigurationError(f"none of the {len(runs)} runs has a valid probe; pass runs that were logged")
     critical: dict[str, Criticals] = {
-        name: {rule.name: critical_values(rule, reports, uninformed_loss) for rule in chosen if rule.looser}
+        name: {rule.name: critical_values(rule, reports, uninformed_loss) for rule in chosen if rule.tunable}
         for name, reports in used.items()
     }
 
@@ -111,10 +111,10 @@ def calibrate(
         known = [critical[name] for name in names]
         found = {
             rule.name: loosened(
-                rule, {field: [each[rule.name][field] for each in known] for field, _ in rule.looser}, margin
+                rule, {field.field: [each[rule.name][field.field] for each in known] for field in rule.tunable}, margin
             )
             for rule in chosen
-            if rule.looser
+            if rule.tunable
         }
         return {name: fields for name, fields in found.items() if fields}
 

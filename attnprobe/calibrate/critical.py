@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from attnprobe.alarms import AlarmEngine, AlarmRule
+from attnprobe.alarms import AlarmEngine, AlarmRule, Tunable
 from attnprobe.errors import ConfigurationError
 from attnprobe.report import StepReport
 
@@ -15,17 +15,6 @@ from attnprobe.report import StepReport
 REACH = 1e4
 #: Factor within which it is found.
 PRECISION = 1.005
-#: (rule, field) -> what its quantity lies between, where that is not zero and infinity.
-BOUNDS = {
-    ("attention_collapse", "spread"): (0.0, 1.0),
-    ("dead_values", "always"): (0.0, 1.0),
-    ("dead_values", "stalled"): (0.0, 1.0),
-    ("diffuse_routing", "threshold"): (0.0, 1.0),
-    ("inactive_head", "threshold"): (0.0, 1.0),
-    ("redundant_heads", "threshold"): (0.0, 1.0),
-    ("logit_growth", "threshold"): (1.0, math.inf),  # 1: it did not grow
-    ("rank_collapse", "threshold"): (1.0, math.inf),  # no stable rank is smaller
-}
 #: Rule -> field -> value; see ``critical_values``.
 Criticals = Mapping[str, Mapping[str, float | None]]
 
@@ -49,18 +38,18 @@ class Scale:
         return self.least + (size if self.largest == math.inf else (self.largest - self.least) * size / (1 + size))
 
 
-def scale_of(rule: AlarmRule, field: str) -> Scale:
+def scale_of(rule: AlarmRule, tunable: Tunable) -> Scale:
     """The scale of a tunable threshold.
 
     Raises:
         ConfigurationError: the rule's own value lies outside, so that nothing can be looked for around it.
     """
-    scale = Scale(*BOUNDS.get((rule.name, field), ()))
-    if not scale.least < (value := getattr(rule, field)) < scale.largest:
+    low, high = tunable.low, tunable.high
+    if not low < (value := getattr(rule, tunable.field)) < high:
         raise ConfigurationError(
-            f"{rule.name}: {field}={value} must lie between {scale.least:g} and {scale.largest:g} to be calibrated"
+            f"{rule.name}: {tunable.field}={value} must lie between {low:g} and {high:g} to be calibrated"
         )
-    return scale
+    return Scale(low, high)
 
 
 def raised(rules: Sequence[AlarmRule], reports: Sequence[StepReport], uninformed_loss: float | None) -> tuple[str, ...]:
@@ -78,41 +67,44 @@ def critical_values(
     None: no alarm however tight, so the run says nothing about that field. An infinity of the loose sign (``+`` where
     larger values make fewer alarms): an alarm however loose.
     """
-    scales = {field: scale_of(rule, field) for field, _ in rule.looser}
     # At their loosest the other fields raise nothing that would be blamed on this one.
-    loosest = {field: scales[field].value(_reach(rule, field, scales, looser)) for field, looser in rule.looser}
+    loosest = {each.field: scale_of(rule, each).value(_reach(rule, each, each.looser)) for each in rule.tunable}
     found: dict[str, float | None] = {}
-    for field, looser in rule.looser:
+    for each in rule.tunable:
+        field, scale = each.field, scale_of(rule, each)
 
-        def quiet(size: float, field: str = field) -> bool:
-            tried = dataclasses.replace(rule, **(loosest | {field: scales[field].value(size)}))  # type: ignore[type-var]
+        def quiet(size: float, field: str = field, scale: Scale = scale) -> bool:
+            tried = dataclasses.replace(rule, **(loosest | {field: scale.value(size)}))  # type: ignore[type-var]
             return _quiet(tried, reports, uninformed_loss)
 
-        tight, loose = (_reach(rule, field, scales, sign * looser) for sign in (-1, 1))
+        tight, loose = (_reach(rule, each, sign * each.looser) for sign in (-1, 1))
         if quiet(tight):
             found[field] = None
         elif not quiet(loose):
-            found[field] = looser * math.inf
+            found[field] = each.looser * math.inf
         else:
             while max(loose / tight, tight / loose) > PRECISION:
                 middle = math.sqrt(tight * loose)
                 tight, loose = (tight, middle) if quiet(middle) else (middle, loose)
-            found[field] = scales[field].value(loose)
+            found[field] = scale.value(loose)
     return found
 
 
 def loosened(rule: AlarmRule, criticals: Mapping[str, Sequence[float | None]], margin: float) -> dict[str, float]:
     """``{field: threshold}``: the loosest of the runs' critical values, ``margin`` times looser on the field's scale.
 
-    A field about which no run says anything is left out.
+    A field about which no run says anything is left out, and one that less than half of them would tighten.
     """
     thresholds = {}
-    for field, looser in rule.looser:
-        scale = scale_of(rule, field)
-        known = [value for value in criticals[field] if value is not None and math.isfinite(value)]
+    for each in rule.tunable:
+        scale, looser = scale_of(rule, each), each.looser
+        known = [value for value in criticals[each.field] if value is not None and math.isfinite(value)]
         if known:
             worst = max(known, key=lambda value: looser * value)
-            thresholds[field] = scale.value(scale.size(worst) * margin**looser)
+            found = scale.value(scale.size(worst) * margin**looser)
+            most_speak = 2 * len(known) >= len(criticals[each.field])
+            if most_speak or looser * (found - getattr(rule, each.field)) >= 0:
+                thresholds[each.field] = found
     return thresholds
 
 
@@ -121,5 +113,5 @@ def _quiet(rule: AlarmRule, reports: Sequence[StepReport], uninformed_loss: floa
     return not any(engine.update(report) for report in reports)  # ends at the first
 
 
-def _reach(rule: AlarmRule, field: str, scales: Mapping[str, Scale], direction: int) -> float:
-    return scales[field].size(getattr(rule, field)) * REACH**direction
+def _reach(rule: AlarmRule, tunable: Tunable, direction: int) -> float:
+    return scale_of(rule, tunable).size(getattr(rule, tunable.field)) * REACH**direction

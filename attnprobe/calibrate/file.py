@@ -62,7 +62,7 @@ def load_alarms(
         if not isinstance(fields, dict):
             raise ConfigurationError(f"{path}: {name} must have thresholds by name, not {fields!r}")
         for field, value in fields.items():
-            tunable = [tunable for tunable, _ in known[name].looser]
+            tunable = [each.field for each in known[name].tunable]
             if field not in tunable:
                 raise UnknownNameError.among(f"threshold of {name}", field, tunable)
             number = isinstance(value, int | float) and not isinstance(value, bool)

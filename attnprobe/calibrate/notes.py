@@ -15,7 +15,7 @@ def doubts(
     rules: Iterable[AlarmRule], critical: Mapping[str, Criticals], by_default: Mapping[str, tuple[str, ...]]
 ) -> Iterator[str]:
     """Alarms that no threshold explains."""
-    fixed = {rule.name for rule in rules if not rule.looser}
+    fixed = {rule.name for rule in rules if not rule.tunable}
     for run, names in by_default.items():
         for name in names:
             if name in fixed:
@@ -33,7 +33,8 @@ def doubts(
 def changes(rules: Iterable[AlarmRule], critical: Mapping[str, Criticals], thresholds: Thresholds) -> Iterator[str]:
     """Thresholds that find less than the default ones do, and those that find more on the word of a few runs."""
     for rule in rules:
-        for field, looser in rule.looser:
+        for each in rule.tunable:
+            field, looser = each.field, each.looser
             default, value = getattr(rule, field), thresholds.get(rule.name, {}).get(field)
             if value is None:
                 continue

@@ -34,7 +34,8 @@ def _lines(calibration: Calibration) -> Iterator[str]:
 def _table(calibration: Calibration) -> str:
     rows = [("rule", "field", "default", "critical", "calibrated", "runs")]
     for rule in calibration.rules:
-        for field, looser in rule.looser:
+        for each in rule.tunable:
+            field, looser = each.field, each.looser
             known = informative(calibration.critical, rule.name, field)
             default = getattr(rule, field)
             rows.append(

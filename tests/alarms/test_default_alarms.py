@@ -40,7 +40,7 @@ def test_the_defaults_read_core_statistics_and_the_others_more(rule):
 @every_rule
 def test_remembers_and_may_be_calibrated_by_what_it_has(rule):
     assert {*rule.remembers} <= {*rule.needs}
-    assert all(type(getattr(rule, name)) is float and direction in (-1, 1) for name, direction in rule.looser)
+    assert all(each.low < getattr(rule, each.field) < each.high and each.looser in (-1, 1) for each in rule.tunable)
 
 
 def test_only_the_formation_of_sinks_is_mere_information():
