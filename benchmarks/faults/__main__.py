@@ -47,7 +47,7 @@ def main() -> int:
             print(f"missed: {verdict.setup}: left {verdict.left}, alarms {verdict.alarms[MAIN]}")
     if chosen.set == "held-out":
         images = page.PAGE.parent / "images" / "alarms"
-        examples = {rule.name: draw(cache, rule.name, bad, images) for rule in ALL_ALARMS}
+        examples = {rule.name: draw(cache, rule, good, bad, images) for rule in ALL_ALARMS}
         page.write(page.blocks(good, bad, examples))
     print(f"\n{time.perf_counter() - started:.0f} s")
     return int(chosen.set == "short" and not _sensible(good, bad))

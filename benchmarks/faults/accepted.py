@@ -46,6 +46,8 @@ ACCEPTED: dict[str, Answer] = {
     "uninformative inputs": Answer(_NO_ROUTING, DISTURBED, _SEVERE),
     "temperature": Answer(_NO_ROUTING, DISTURBED),
     "missing positions": Answer(_NO_ROUTING, DISTURBED),
+    # Where only some are stuck, the others are enough to learn by.
+    "stuck positions": Answer(_NO_ROUTING, DISTURBED, _SEVERE),
     "attention collapse": Answer(_SCORES | {"dead_values"}, DISTURBED),
     # MLPs alone can keep the tokens apart. Where they do not, heads become alike, and lower layers get no gradient.
     "rank collapse": Answer(_NO_ROUTING | {"redundant_heads", "inactive_head"}, DISTURBED, _SEVERE),

@@ -198,6 +198,22 @@ class NoPositions(Fault):
         model.position_scale = level
 
 
+class StuckPositions(Fault):
+    """From some place on the position does not advance: the last quarter of a sequence, the last half, all of it."""
+
+    name = "stuck positions"
+    levels = (0.25, 0.5, 1.0)
+    tasks = ("order",)
+
+    def prepare(self, model: Transformer, level: float) -> None:
+        self._stuck = int((1 - level) * model.positions.num_embeddings)
+        self.each_step(model, level)
+
+    @torch.no_grad()
+    def each_step(self, model: Transformer, level: float) -> None:
+        model.positions.weight[self._stuck :] = model.positions.weight[self._stuck].clone()
+
+
 class Collapse(Fault):
     """Queries and keys start so large that attention is one-hot."""
 
@@ -336,7 +352,7 @@ FAULTS: dict[str, Fault] = {
     fault.name: fault
     for fault in (
         HighRate(), NoWarmUp(), KeyGrowth(), Overflow(), ValueGrowth(), DeadColumns(), FutureLeak(), PaddingSeen(),
-        NoInformation(), Temperature(), NoPositions(), Collapse(), RankCollapse(), DuplicatedHeads(), ZeroOutput(),
-        Frozen(), MaskedRow(), LabelNoise(), BadBatches(),
+        NoInformation(), Temperature(), NoPositions(), StuckPositions(), Collapse(), RankCollapse(), DuplicatedHeads(),
+        ZeroOutput(), Frozen(), MaskedRow(), LabelNoise(), BadBatches(),
     )
 }  # fmt: skip

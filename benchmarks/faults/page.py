@@ -10,7 +10,6 @@ from pathlib import Path
 from attnprobe.alarms import ALL_ALARMS
 from benchmarks.faults.accepted import ACCEPTED
 from benchmarks.faults.injections import FAULTS, SEVERITIES
-from benchmarks.faults.setup import Setup
 from benchmarks.faults.study import Verdict
 from benchmarks.faults.tables import (
     MAIN,
@@ -26,9 +25,7 @@ from benchmarks.faults.tables import (
 PAGE = Path(__file__).parents[2] / "docs" / "alarms.md"
 
 
-def blocks(
-    healthy: Sequence[Verdict], faulty: Sequence[Verdict], examples: Mapping[str, Setup | None]
-) -> dict[str, str]:
+def blocks(healthy: Sequence[Verdict], faulty: Sequence[Verdict], examples: Mapping[str, str]) -> dict[str, str]:
     """Name of the block -> Markdown."""
     found = {
         "false-alarms": false_alarms(healthy),
@@ -60,9 +57,7 @@ def seeds(healthy: Sequence[Verdict], faulty: Sequence[Verdict]) -> str:
     )
 
 
-def of_alarm(
-    name: str, healthy: Sequence[Verdict], faulty: Sequence[Verdict], examples: Mapping[str, Setup | None]
-) -> str:
+def of_alarm(name: str, healthy: Sequence[Verdict], faulty: Sequence[Verdict], examples: Mapping[str, str]) -> str:
     """Where one alarm was right, and where it was not."""
     severe = [v for v in faulty if v.setup.severity == SEVERITIES[-1] and name in ACCEPTED[v.setup.fault].alarms]
     lines = [f"Measured: false alarms on {rate(sum(name in v.alarms[MAIN] for v in healthy), len(healthy))}."]
@@ -73,16 +68,9 @@ def of_alarm(
             told.append(f"{fault} {sum(name in v.alarms[MAIN] for v in cell)} of {len(cell)}")
     if told:
         lines.append(f"Raised on severe faults that it is accepted for: {', '.join(told)}.")
-    if (example := examples.get(name)) is not None:
-        lines.append("")
-        lines.append(
-            f"![{name}: what the rule reads in a failing and in a healthy run](images/alarms/alarm-{name}.png)"
-        )
-        lines.append("")
-        lines.append(
-            f"*{str(example).capitalize()}: left with the fault, right without. Dotted red the threshold, dashed the "
-            "injection, red the alarm, grey the loss.*"
-        )
+    if caption := examples.get(name):
+        picture = f"images/alarms/alarm-{name}.png"
+        lines += ["", f"![{name}: what the rule reads in two runs]({picture})", "", f"*{caption}*"]
     return "\n".join(lines)
 
 

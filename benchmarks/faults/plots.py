@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from attnprobe.alarms import AlarmEngine, AlarmRule
 from benchmarks.faults.cache import Cache
+from benchmarks.faults.injections import FAULTS
 from benchmarks.faults.judge import rules_for
 from benchmarks.faults.setup import Setup
 from benchmarks.faults.study import Verdict
@@ -16,51 +18,93 @@ from benchmarks.faults.tables import MAIN
 from benchmarks.faults.tasks import TASKS
 from benchmarks.faults.train import Run
 
-#: Alarms whose values span many powers of ten.
-LOGARITHMIC = {"logit_explosion", "logit_growth", "value_explosion", "inactive_head", "stalled_layer", "nonfinite"}
+#: Alarms whose values span many powers of ten, and those whose values may be zero besides.
+LOGARITHMIC = {"logit_explosion", "logit_growth", "value_explosion"}
+NEAR_ZERO = {"inactive_head": 1e-8, "stalled_layer": 1e-8, "nonfinite": 1.0}
+#: Where the bound of an alarm's value is not called a threshold.
+THRESHOLDS = {"attention_collapse": "share", "dead_values": "always"}
 
 
-def draw(cache: Cache, name: str, verdicts: Sequence[Verdict], folder: Path) -> Setup | None:
-    """The example of one alarm; None where no run raised it. Gives the failing run."""
+def draw(cache: Cache, rule: AlarmRule, healthy: Sequence[Verdict], faulty: Sequence[Verdict], folder: Path) -> str:
+    """Draw the example of one rule; gives its caption, empty where no run is one."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    raised = [verdict for verdict in verdicts if name in verdict.alarms[MAIN]]
-    if not raised:
-        return None
-    # The one that shows it best: named first, with as many layers and heads as there are.
-    example = max(raised, key=lambda v: (next(iter(v.alarms[MAIN])) == name, v.setup.layers, v.setup.heads))
+    chosen = _example(cache, rule, healthy) if rule.severity == "information" else _failure(rule, faulty)
+    if chosen is None:
+        return ""
+    example, other, titles, caption = chosen
     figure, axes = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True, layout="constrained")
-    for axis, setup in zip(axes, (example.setup, example.setup.twin), strict=True):
-        run = cache.read(setup)
-        rule = next(rule for rule in rules_for(setup) if rule.name == name)
-        for layer, (steps, values) in _readings(run, rule).items():
-            axis.plot(steps, values, marker=".", markersize=3, linewidth=1, label=layer or "run")
-        threshold = getattr(rule, "threshold", None) or getattr(rule, "share", None) or getattr(rule, "always", None)
-        if threshold:
-            axis.axhline(threshold, color="tab:red", linestyle=":", linewidth=1)
-        if name in LOGARITHMIC:
-            axis.set_yscale("symlog" if name in ("nonfinite", "stalled_layer") else "log", **_linear(name))
-        losses = axis.twinx()
-        losses.plot(_smooth(run.losses), color="0.75", linewidth=1, zorder=0)
-        losses.set_ylim(bottom=0)
-        losses.set_ylabel("loss", color="0.6")
-        axis.set_xlabel("step")
-        axis.set_zorder(losses.get_zorder() + 1)
-        axis.patch.set_visible(False)
-    if example.start:
-        axes[0].axvline(example.start, color="0.4", linestyle="--", linewidth=1)
-    axes[0].axvline(example.alarms[MAIN][name], color="tab:red", linewidth=1)
-    axes[0].set_title(f"{example.setup.fault}, {example.setup.severity}", fontsize=9)
-    axes[1].set_title("the healthy twin", fontsize=9)
-    axes[0].set_ylabel(name)
+    for axis, setup, title in zip(axes, (example, other), titles, strict=True):
+        _panel(axis, cache.read(setup), next(each for each in rules_for(setup) if each.name == rule.name))
+        axis.set_title(title, fontsize=9)
+    raised = _raised(cache.read(example), rule)
+    start = FAULTS[example.fault].start if example.fault else 0
+    if start:
+        axes[0].axvline(start, color="0.4", linestyle="--", linewidth=1)
+    if raised is not None:
+        axes[0].axvline(raised, color="tab:red", linewidth=1)
+    axes[0].set_ylabel(rule.name)
     axes[0].legend(fontsize=7, frameon=False)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"alarm-{name}.png", dpi=90)
+    figure.savefig(folder / f"alarm-{rule.name}.png", dpi=90)
     plt.close(figure)
-    return example.setup
+    return caption
+
+
+Chosen = tuple[Setup, Setup, tuple[str, str], str]
+_MARKS = "Dotted red the threshold, dashed the injection, red the alarm, grey the loss."
+
+
+def _failure(rule: AlarmRule, faulty: Sequence[Verdict]) -> Chosen | None:
+    """A run that raises the alarm, and its healthy twin."""
+    name = rule.name
+    raised = [verdict for verdict in faulty if name in verdict.alarms[MAIN]]
+    if not raised:
+        return None
+    # The one that shows it best: what it is for, named first, with as many layers and heads as there are.
+    best = max(raised, key=lambda v: (name in v.accepted(MAIN), next(iter(v.alarms[MAIN])) == name, v.setup.layers))
+    setup = best.setup
+    titles = (f"{setup.fault}, {setup.severity}", "the healthy twin")
+    return setup, setup.twin, titles, f"{str(setup).capitalize()}: left with the fault, right without. {_MARKS}"
+
+
+def _example(cache: Cache, rule: AlarmRule, healthy: Sequence[Verdict]) -> Chosen | None:
+    """A healthy run in which there is something to tell, and one of the same task in which there is not."""
+    for task in TASKS:
+        runs = [v.setup for v in healthy if (v.setup.task, v.setup.variant) == (task, "plain")]
+        told = {setup: _raised(cache.read(setup), rule) is not None for setup in runs}
+        if len(set(told.values())) == 2:
+            example, other = (next(setup for setup in runs if told[setup] == wanted) for wanted in (True, False))
+            return example, other, (str(example), str(other)), f"Two healthy runs. {_MARKS}"
+    return None
+
+
+def _panel(axis: Any, run: Run, rule: AlarmRule) -> None:
+    for layer, (steps, values) in _readings(run, rule).items():
+        axis.plot(steps, values, marker=".", markersize=3, linewidth=1, label=layer or "run")
+    threshold = getattr(rule, THRESHOLDS.get(rule.name, "threshold"), None)
+    if threshold:
+        axis.axhline(threshold, color="tab:red", linestyle=":", linewidth=1)
+    if rule.name in LOGARITHMIC:
+        axis.set_yscale("log")
+    if rule.name in NEAR_ZERO:
+        axis.set_yscale("symlog", linthresh=NEAR_ZERO[rule.name])
+    losses = axis.twinx()
+    losses.plot(_smooth(run.losses), color="0.75", linewidth=1, zorder=0)
+    losses.set_ylim(bottom=0)
+    losses.set_ylabel("loss", color="0.6")
+    axis.set_xlabel("step")
+    axis.set_zorder(losses.get_zorder() + 1)
+    axis.patch.set_visible(False)
+
+
+def _raised(run: Run, rule: AlarmRule) -> int | None:
+    """The first step at which the rule raises its alarm."""
+    engine = AlarmEngine([rule], uninformed_loss=TASKS[run.setup.task].uninformed(), strict=True)
+    return next((report.step for report in run.reports if engine.update(report)), None)
 
 
 def _readings(run: Run, rule: AlarmRule) -> dict[str, tuple[list[int], list[float]]]:
@@ -79,7 +123,3 @@ def _readings(run: Run, rule: AlarmRule) -> dict[str, tuple[list[int], list[floa
 
 def _smooth(losses: Sequence[float], window: int = 10) -> np.ndarray:
     return np.convolve(np.asarray(losses, float), np.ones(window) / window, "valid")
-
-
-def _linear(name: str) -> dict[str, float]:
-    return {"linthresh": 1e-6 if name == "stalled_layer" else 1.0} if name in ("nonfinite", "stalled_layer") else {}
