@@ -35,8 +35,8 @@ class LogitGrowth(AlarmRule):
     needs = ("logit_spread",)
     remembers = ("logit_spread",)
 
-    threshold: float = 2.0
-    floor: float = 40.0
+    threshold: float = 2.5
+    floor: float = 60.0
     fall: float = 0.02
     probes: int = 4
     patience: int = 1

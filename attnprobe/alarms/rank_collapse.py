@@ -32,7 +32,7 @@ class RankCollapse(AlarmRule):
     threshold: float = 1.2
     release: float = 0.8
     patience: int = 5
-    min_step: int = 200
+    min_step: int = 250
 
     def readings(self, report: StepReport, history: History) -> Iterator[Reading]:
         progress = history.loss.progress()

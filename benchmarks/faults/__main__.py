@@ -15,7 +15,7 @@ from benchmarks.faults.study import Verdict, fill, verdicts
 from benchmarks.faults.tables import MAIN, comparison, confusion, false_alarms, misses, totals
 
 #: Runs of every fault and severity, and healthy ones: on held-out seeds, to tune on, and in short.
-SIZES = {"held-out": (10, 310), "tuning": (3, 120), "short": (1, 8)}
+SIZES = {"held-out": (10, 250), "tuning": (3, 120), "short": (1, 8)}
 #: Faults of the short form.
 SHORT = ("query/key growth", "dead columns", "future leak", "duplicated heads", "fully masked row")
 CACHE = Path("build/faults")

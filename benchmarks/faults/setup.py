@@ -9,7 +9,9 @@ from benchmarks.faults.injections import FAULTS, SEVERITIES, Fault
 from benchmarks.faults.tasks import TASKS
 
 OPTIMIZERS = ("sgd", "adamw")
-#: Ways to be healthy, and which tasks they are for (all where none is named).
+#: The order of a permutation is there for the faults of positions.
+USUAL = tuple(task for task in TASKS if task != "order")
+#: Ways to be healthy, and which tasks they are for (the usual ones where none is named).
 VARIANTS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "padded": ("previous", "first", "recall", "majority", "markov", "text"),
@@ -20,11 +22,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "qk-norm": (),
     "wide": (),
 }
+#: Not learned within a run, whatever the seed: these are no healthy runs.
+TOO_SLOW = {("order", "sgd")}
 #: Layers and heads, by seed.
 SIZES = ((1, 1), (2, 2), (1, 4), (2, 4), (1, 8), (3, 4), (1, 2), (2, 8))
 STEPS = 300
-#: No seed is in both.
-TUNING, HELD_OUT = range(100), range(100, 200)
+#: No seed is in both. Rules were chosen on some of the first two hundred, among them those of an earlier evaluation.
+TUNING, HELD_OUT = range(200), range(200, 300)
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,10 @@ class Setup:
 def kinds() -> Iterator[tuple[str, str, str]]:
     """Every combination of task, optimizer and variant."""
     for variant, tasks in VARIANTS.items():
-        for task in tasks or TASKS:
+        for task in tasks or (TASKS if variant == "plain" else USUAL):
             for optimizer in OPTIMIZERS:
-                yield task, optimizer, variant
+                if (task, optimizer) not in TOO_SLOW:
+                    yield task, optimizer, variant
 
 
 def healthy(seeds: range, runs: int) -> list[Setup]:
@@ -83,10 +88,12 @@ def faulty(seeds: range, number: int, faults: Iterable[Fault] = FAULTS.values())
     """``number`` runs of every fault and severity; severities share their seeds, and with them the healthy twin."""
     chosen = []
     for fault in faults:
-        tasks = fault.tasks or tuple(TASKS)
+        tasks = fault.tasks or USUAL
         sizes = [size for size in SIZES if size[0] >= fault.layers and size[1] >= fault.heads]
         for index in range(number):
             task, optimizer = tasks[index % len(tasks)], OPTIMIZERS[index // len(tasks) % 2 ^ index % 2]
+            if (task, optimizer) in TOO_SLOW:
+                optimizer = next(each for each in OPTIMIZERS if (task, each) not in TOO_SLOW)
             layers, heads = sizes[index % len(sizes)]
             for severity in SEVERITIES:
                 chosen.append(
