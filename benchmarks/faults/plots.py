@@ -10,7 +10,7 @@ import numpy as np
 
 from attnprobe.alarms import AlarmEngine, AlarmRule
 from benchmarks.faults.cache import Cache
-from benchmarks.faults.injections import FAULTS
+from benchmarks.faults.injections import FAULTS, SEVERITIES
 from benchmarks.faults.judge import rules_for
 from benchmarks.faults.setup import Setup
 from benchmarks.faults.study import Verdict
@@ -64,9 +64,13 @@ def _failure(rule: AlarmRule, faulty: Sequence[Verdict]) -> Chosen | None:
     raised = [verdict for verdict in faulty if name in verdict.alarms[MAIN]]
     if not raised:
         return None
-    # The one that shows it best: what it is for, named first, with as many layers and heads as there are.
-    best = max(raised, key=lambda v: (name in v.accepted(MAIN), next(iter(v.alarms[MAIN])) == name, v.setup.layers))
-    setup = best.setup
+
+    def shows_it(verdict: Verdict) -> tuple[bool, bool, bool, int]:
+        """What it is for, named first, severe, with as many layers as there are."""
+        first, severe = next(iter(verdict.alarms[MAIN])) == name, verdict.setup.severity == SEVERITIES[-1]
+        return name in verdict.accepted(MAIN), first, severe, verdict.setup.layers
+
+    setup = max(raised, key=shows_it).setup
     titles = (f"{setup.fault}, {setup.severity}", "the healthy twin")
     return setup, setup.twin, titles, f"{str(setup).capitalize()}: left with the fault, right without. {_MARKS}"
 
