@@ -1,8 +1,8 @@
 """Which alarms are right for which fault. Committed before the held-out runs are judged.
 
 A fault counts by its injection where it is a mistake whatever the loss says (``INJECTED``), and by its outcome where
-it is only one if the loss leaves the healthy twin's band (``DISTURBED``). Faults that need not disturb attention are
-reported, and not counted.
+it is only one if the loss ends above the healthy twin's band (``DISTURBED``). Faults that need not disturb attention
+are reported, and not counted.
 """
 
 from __future__ import annotations

@@ -65,9 +65,7 @@ class Cache:
 
     def read(self, setup: Setup) -> train.Run:
         data = json.loads(gzip.decompress(self.path(setup).read_bytes()))
-        losses, gradients = (
-            [math.nan if x is None else float(x) for x in data[name]] for name in ("losses", "gradients")
-        )
+        losses, gradients = (list(map(_number, data[name])) for name in ("losses", "gradients"))
         return train.Run(setup, losses, gradients, [report_of(probe) for probe in data["probes"]])
 
 

@@ -98,8 +98,9 @@ def _verdict(directory: Path, setup: Setup) -> Verdict:
     start = FAULTS[setup.fault].start if setup.fault else 0
     twin = cache.read(setup.twin).losses if setup.fault else run.losses
     left, disturbed = leaves_band(run.losses, twin, start), ends_above(run.losses, twin)
+    heard = {(every, informed): judge(run, every=every, informed=informed) for every, informed in PROTOCOLS}
     alarms = {
-        (every, informed): judge(run, every=every, informed=informed).after(start) for every, informed in PROTOCOLS
+        protocol: {name: step for name, step in raised.items() if step >= start} for protocol, raised in heard.items()
     }
     fired = {name: [step for step in rule(run) if step >= start] for name, rule in NAIVE.items()}
     naive = {name: steps[0] for name, steps in fired.items() if steps}

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from scipy.stats import beta
-
+from attnprobe.calibrate.rate import upper_bound
 from benchmarks.faults.accepted import ACCEPTED
 from benchmarks.faults.injections import FAULTS, SEVERITIES
 from benchmarks.faults.naive import NAIVE
@@ -20,7 +19,7 @@ def rate(events: int, number: int) -> str:
     """``events`` of ``number``, and the upper end of the 95% interval (Clopper and Pearson)."""
     if not number:
         return "-"
-    upper = 1.0 if events == number else float(beta.ppf(0.975, events + 1, number - events))
+    upper = upper_bound(events, number)
     return f"{events} of {number} (at most {100 * upper:.{1 if upper < 0.1 else 0}f}%)"
 
 
