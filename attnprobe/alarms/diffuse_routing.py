@@ -36,7 +36,7 @@ class DiffuseRouting(AlarmRule):
     alike: float = 0.1
     release: float = 0.8
     patience: int = 5
-    min_step: int = 250
+    min_step: int = 200
 
     def readings(self, report: StepReport, history: History) -> Iterator[Reading]:
         entropies = [entropy for _, entropy in layer_values(report, report.layer["entropy_8"])]
