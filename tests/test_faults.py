@@ -91,7 +91,7 @@ def test_a_run_is_its_twin_up_to_the_injection(name):
         assert run.losses[fault.start :] != twin.losses[fault.start :]
 
 
-def test_future_leaks_and_padding_reach_attention():
+def test_a_future_leak_reaches_attention():
     leak = Setup("text", "adamw", "plain", 1, 2, 0, 1, "future leak", "severe")
     model = build(leak)
     FAULTS["future leak"].prepare(model, 3)
@@ -99,7 +99,8 @@ def test_future_leaks_and_padding_reach_attention():
     other = tokens.clone()
     other[0, -1] = 1
     assert not torch.equal(model(tokens)[0, 0], model(other)[0, 0])
-    assert torch.equal(build(leak)(tokens)[0, 0], build(leak)(other)[0, 0])
+    healthy = build(leak)
+    assert torch.equal(healthy(tokens)[0, 0], healthy(other)[0, 0])
 
 
 def test_bands():
