@@ -32,11 +32,11 @@ class DiffuseRouting(AlarmRule):
     tunable = (Tunable("threshold", 1, high=1.0),)
     needs = ("entropy_8", "logit_spread")
 
-    threshold: float = 0.75
-    alike: float = 0.03
+    threshold: float = 0.5
+    alike: float = 0.1
     release: float = 0.8
     patience: int = 5
-    min_step: int = 250
+    min_step: int = 200
 
     def readings(self, report: StepReport, history: History) -> Iterator[Reading]:
         entropies = [entropy for _, entropy in layer_values(report, report.layer["entropy_8"])]
@@ -46,8 +46,9 @@ class DiffuseRouting(AlarmRule):
         progress, trend = history.loss.progress(), history.loss.trend()
         spreads = [value for _, heads in head_values(report, report["logit_spread"]) for value in heads.values()]
         alike = max(spreads, default=math.inf) < self.alike
-        stuck = progress is False and trend is not None and trend < CLEAR
-        falling = progress is True or (trend is not None and trend >= CLEAR)
+        falling = trend is not None and trend >= CLEAR and not history.loss.diverged()
+        stuck = progress is False and trend is not None and not falling
+        falling |= progress is True
         firing = sharpest > self.threshold and (stuck or alike)
         holding = sharpest > self.release * self.threshold and (alike or not falling)
         detail = "All scores are alike: look at what scales queries and keys." if alike else ""

@@ -21,6 +21,8 @@ INFORMED = 0.98
 CLEAR = 3.0
 #: A fall of the mean loss counts from this share of the first losses.
 MATERIAL = 0.01
+#: An average above this share of the first loss is that of a run that diverged.
+DIVERGED = 2.0
 #: Losses on either side of the short comparison.
 LATELY = 5
 
@@ -84,7 +86,12 @@ class LossHistory:
             return None
         # A converged run is as flat as a stuck one: that it came any way at all tells them apart. Some come no further
         # than the frequencies of their targets, and only the uninformed loss can tell that.
-        return trend >= CLEAR or 0 < average <= INFORMED * max(self._first)
+        return (trend >= CLEAR and not self.diverged()) or 0 < average <= INFORMED * max(self._first)
+
+    def diverged(self) -> bool:
+        """Whether the average is above twice the very first loss: a fall from there is no progress yet."""
+        average = self.average()
+        return average is not None and average > DIVERGED * self._first[0] > 0
 
     def fall(self) -> float | None:
         """By which share of the first losses the last five are below the five before.

@@ -15,7 +15,7 @@ INJECTED, DISTURBED, REPORTED = "injected", "disturbed", "reported"
 
 _SCORES = frozenset({"logit_explosion", "logit_growth", "attention_collapse"})
 _NO_ROUTING = frozenset({"diffuse_routing", "rank_collapse"})
-_DIVERGED = _SCORES | _NO_ROUTING | {"value_explosion", "nonfinite", "dead_values", "stalled_layer"}
+_DIVERGED = _SCORES | _NO_ROUTING | {"value_explosion", "nonfinite", "dead_values", "redundant_heads", "stalled_layer"}
 _SEVERE = SEVERITIES[-1:]
 
 

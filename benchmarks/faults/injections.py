@@ -179,7 +179,7 @@ class Temperature(Fault):
     """Scores are divided by a number that nobody wanted."""
 
     name = "temperature"
-    levels = (5, 100, 1e4)
+    levels = (5, 1e3, 1e5)
     tasks = ("previous", "first", "recall")
 
     def prepare(self, model: Transformer, level: float) -> None:

@@ -79,9 +79,10 @@ def _example(cache: Cache, rule: AlarmRule, healthy: Sequence[Verdict]) -> Chose
     """A healthy run in which there is something to tell, and one of the same task in which there is not."""
     for task in TASKS:
         runs = [v.setup for v in healthy if (v.setup.task, v.setup.variant) == (task, "plain")]
-        told = {setup: _raised(cache.read(setup), rule) is not None for setup in runs}
+        shown = {setup: run for setup in runs if _readings(run := cache.read(setup), rule)}
+        told = {setup: _raised(run, rule) is not None for setup, run in shown.items()}
         if len(set(told.values())) == 2:
-            example, other = (next(setup for setup in runs if told[setup] == wanted) for wanted in (True, False))
+            example, other = (next(setup for setup in told if told[setup] == wanted) for wanted in (True, False))
             return example, other, (str(example), str(other)), f"Two healthy runs. {_MARKS}"
     return None
 

@@ -29,7 +29,7 @@ HEALTHY = {
     "attention_displacement": 0.1,
     "value_displacement": 0.1,
 }
-HEALTHY_LAYER = {"shared_dead_columns": 0.0, "entropy_8": 0.6}
+HEALTHY_LAYER = {"shared_dead_columns": 0.0, "entropy_8": 0.3}
 
 
 @dataclass(frozen=True, kw_only=True)
