@@ -69,8 +69,8 @@ class LossHistory:
         half = len(losses) // 2
         if half < ENOUGH:
             return None
-        (before, noise_before), (last, noise_last) = map(_mean_and_variance, (losses[:half], losses[half:]))
-        fall, error = before - last, math.sqrt((noise_before + noise_last) / half)
+        (before, error_before), (last, error_last) = map(_mean_and_error, (losses[:half], losses[half:]))
+        fall, error = before - last, math.hypot(error_before, error_last)
         if 0 < fall < MATERIAL * abs(median(self._first)):
             return 0.0
         if error == 0:
@@ -116,6 +116,6 @@ class LossHistory:
         self._sum, self._weight = state["sum"], state["weight"]
 
 
-def _mean_and_variance(values: list[float]) -> tuple[float, float]:
-    mean = sum(values) / len(values)
-    return mean, sum((value - mean) * (value - mean) for value in values) / (len(values) - 1)
+def _mean_and_error(values: list[float]) -> tuple[float, float]:
+    mean, count = sum(values) / len(values), len(values)
+    return mean, math.sqrt(sum((value - mean) * (value - mean) for value in values) / (count - 1) / count)
