@@ -175,11 +175,23 @@ def test_what_counts_and_what_is_accepted():
     found = verdict("dead columns", "severe", 70, True, {"stalled_layer": 10, "dead_values": 50})
     assert found.accepted(tables.MAIN) == {"dead_values": 50}
     told = tables.misses([missed, found])
-    assert "| dead columns | severe | 1 | 1 | 1 | 0 of 1 | 50 | +20 |" in told
+    assert "| dead columns | severe | 1 | 1 | 1 | 0 of 1 | 50 | +20 (1 left) |" in told
     assert "| attention collapse | severe | 1 | 1 | 1 | 1 of 1 | - | - |" in told
     assert "1 of 2" in tables.totals([missed, found])
     assert "0 of 2 (0%)" in tables.totals([missed, found])  # neither named the right one first
     assert "**1**" not in tables.confusion([missed, found])
+
+
+def test_a_run_that_stays_in_the_band_bounds_the_lead():
+    def lead(*left):
+        runs = [verdict("dead columns", "severe", step, True, {"dead_values": 100}) for step in left]
+        (row,) = tables.misses(runs).splitlines()[2:]
+        return row.split(" | ")[-1].removesuffix(" |")
+
+    assert lead(90, 130, 150) == "+30 (3 left)"
+    assert lead(90, 130, None) == "+30 (2 left)"  # stays in for 200 steps at least: the middle is known
+    assert lead(90, None, None) == "≥ +200 (1 left)"
+    assert lead(None) == "≥ +200 (0 left)"
 
 
 def test_rates_have_the_interval_of_clopper_and_pearson():

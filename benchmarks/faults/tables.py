@@ -50,7 +50,6 @@ def misses(faulty: Sequence[Verdict], protocol: tuple[int, bool] = MAIN) -> str:
             counted = [v for v in cell if v.counted]
             found = [v for v in counted if v.accepted(protocol)]
             delays = [min(v.accepted(protocol).values()) - v.start for v in found]
-            leads = [v.left - min(v.accepted(protocol).values()) for v in found if v.left is not None]
             any_alarm = sum(bool(v.alarms[protocol]) for v in cell)
             missed = f"{len(counted) - len(found)} of {len(counted)}" if counted else "-"
             rows.append(
@@ -62,7 +61,7 @@ def misses(faulty: Sequence[Verdict], protocol: tuple[int, bool] = MAIN) -> str:
                     any_alarm,
                     missed,
                     _median(delays),
-                    _median(leads, sign=True),
+                    _lead(found, protocol),
                 )
             )
     head = ("fault", "severity", "runs", "loss ended above the band", "any alarm", "missed", "delay", "lead")
@@ -123,5 +122,20 @@ def _marked(number: int, right: bool) -> str:
     return "" if not number else f"**{number}**" if right else str(number)
 
 
-def _median(values: Sequence[int], *, sign: bool = False) -> str:
-    return "-" if not values else f"{median(values):{'+' if sign else ''}.0f}"
+def _median(values: Sequence[int]) -> str:
+    return f"{median(values):.0f}" if values else "-"
+
+
+def _lead(found: Sequence[Verdict], protocol: tuple[int, bool]) -> str:
+    """Median lead, and how many runs left the band.
+
+    A run that stays in the band would leave it after its end if at all: to leave such runs out would keep those whose
+    loss is quick. They count with the steps that were left, and the median of such bounds is a bound.
+    """
+    if not found:
+        return "-"
+    alarms = [min(v.accepted(protocol).values()) for v in found]
+    leads = [(v.setup.steps if v.left is None else v.left) - alarm for v, alarm in zip(found, alarms, strict=True)]
+    middle = median(leads)
+    bound = any(v.left is None and lead <= middle for v, lead in zip(found, leads, strict=True))
+    return f"{'≥ ' if bound else ''}{middle:+.0f} ({sum(v.left is not None for v in found)} left)"
