@@ -219,6 +219,7 @@ def test_the_alarms_page_has_every_rule_with_its_thresholds_and_measured_rates()
     for rule in ALL_ALARMS:
         section = sections[rule.name]
         assert all(title in section for title in ("**Rule.**", "**What to do.**", "Measured: "))
+        assert f"](images/alarms/alarm-{rule.name}.png)" in section
         for field in dataclasses.fields(rule):
             value = getattr(rule, field.name)
             if field.name in ("threshold", "always", "stalled", "spread", "floor", "alike", "hidden"):

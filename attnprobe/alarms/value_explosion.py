@@ -14,8 +14,8 @@ from attnprobe.report import StepReport
 class ValueExplosion(AlarmRule):
     """A head's values are more than ``threshold`` times as large as its median over the first probes.
 
-    The value of the alarm is that ratio. The healthy runs by which the threshold was chosen stayed below 32: small
-    values grow as they learn.
+    The value of the alarm is that ratio. The healthy runs by which the threshold was chosen stayed below 32, those
+    of the evaluation below 60: small values grow as they learn.
     """
 
     name = "value_explosion"
