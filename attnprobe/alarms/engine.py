@@ -64,6 +64,7 @@ class AlarmEngine:
         """The alarms that stand after this report: by rule, then in the order in which the layers fired."""
         if report.valid:
             self.history.observe(report)
+        self.snoozes = [snooze for snooze in self.snoozes if report.step < snooze.until]
         standing: list[Alarm] = []
         for rule in self.rules:
             if rule.name in self._off:
@@ -82,10 +83,14 @@ class AlarmEngine:
 
     def snooze(self, name: str = "*", layers: str = "*", *, until: int) -> None:
         """Keep alarms quiet up to the step ``until``; see ``AttentionProbe.snooze``."""
-        if name == NonFinite.name:
-            raise ConfigurationError(f"{name!r} cannot be snoozed: from non-finite numbers no run recovers by itself")
         known = [rule.name for rule in self.rules]
-        if not any(fnmatch.fnmatchcase(each, name) for each in known):
+        matched = {each for each in known if fnmatch.fnmatchcase(each, name)}
+        if matched == {NonFinite.name}:
+            raise ConfigurationError(
+                f"{NonFinite.name!r}, the only alarm that {name!r} matches, cannot be snoozed: from non-finite numbers "
+                "no run recovers by itself"
+            )
+        if not matched:
             raise UnknownNameError.among("alarm", name, known)
         self.snoozes.append(Snooze(name, layers, until))
 

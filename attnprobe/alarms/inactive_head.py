@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,9 +38,12 @@ class InactiveHead(AlarmRule):
     def readings(self, report: StepReport, history: History) -> Iterator[Reading]:
         errors = dict(head_values(report, report["error_norm"]))
         largest_error = max((value for row in errors.values() for value in row.values()), default=0.0)
-        idle = report.loss == 0  # nothing is left to learn, or nothing was asked
+        # Nothing is left to learn, or nothing was asked; beside an infinite error all others are nothing.
+        idle = report.loss == 0 or math.isinf(largest_error)
         for layer, outputs in head_values(report, report["output_norm"]):
             largest = max(outputs.values())
+            if math.isinf(largest):
+                continue
             ratios = {head: _ratio(value, largest) for head, value in outputs.items()}
             for head, value in errors.get(layer, {}).items():
                 if not idle:

@@ -74,9 +74,13 @@ def _number(value: float | str | None) -> float:
 
 
 def key(setup: Setup) -> str:
-    fault = type(FAULTS.get(setup.fault, Fault()))
-    told = [json.dumps(dataclasses.asdict(setup)), _sources(), inspect.getsource(fault)]
+    told = [json.dumps(dataclasses.asdict(setup)), _sources(), _fault(setup.fault)]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]
+
+
+@cache
+def _fault(name: str) -> str:
+    return inspect.getsource(type(FAULTS.get(name, Fault())))
 
 
 @cache

@@ -42,6 +42,12 @@ def test_an_output_and_an_error_of_exactly_zero_fire():
     assert alarms_of(RULE, errors(*[[0.0, 1.0]] * RULE.patience))[-1][0].heads == (0,)
 
 
+def test_beside_an_infinite_norm_nothing_is_called_inactive():
+    infinite = float("inf")
+    assert not any(alarms_of(RULE, outputs(*[[infinite, 1.0], [infinite, infinite]] * 10)))
+    assert not any(alarms_of(RULE, errors(*[[infinite, 1.0], [infinite, infinite]] * 10)))
+
+
 def test_just_above_the_threshold_is_silent():
     above = 1.01 * RULE.threshold
     assert not any(alarms_of(RULE, outputs(*[[1.0, above]] * 20)))
