@@ -15,7 +15,8 @@ from attnprobe.statistics.dense import dense_displacement
 from attnprobe.statistics.displacement import displacement
 from attnprobe.statistics.reduce import finish
 
-from .statistics.strategies import records, reproducible
+from .reproducible import reproducible
+from .statistics.strategies import records
 
 NAMES = ("attention_displacement", "value_displacement")
 

@@ -4,11 +4,12 @@ import json
 import math
 import random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from attnprobe.alarms import DEFAULT_ALARMS, AlarmEngine, MaskViolation, resolve
 from tests.alarms.reports import HEALTHY, HEALTHY_LAYER, NAN, feed, make_report
+from tests.reproducible import reproducible
 
 LAYERS = ("h.0", "h.1")
 PROBES = 45
@@ -72,7 +73,7 @@ def troubled_run(seed):
         )
 
 
-@settings(max_examples=40, deadline=None)
+@reproducible(40)
 @given(seed=st.integers(0, 10**6), cut=st.integers(0, PROBES), uninformed=st.sampled_from([None, 2.0]))
 def test_resuming_changes_nothing(seed, cut, uninformed):
     reports = list(troubled_run(seed))

@@ -2,11 +2,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from attnprobe.alarms.losses import ENOUGH, INFORMED, LATELY, LossHistory
 from attnprobe.errors import ConfigurationError
+from tests.reproducible import reproducible
 
 
 def history(losses, uninformed=None):
@@ -16,7 +17,7 @@ def history(losses, uninformed=None):
     return result
 
 
-@settings(deadline=None)
+@reproducible(300)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2 * ENOUGH, max_size=60))
 @example([10.0] * 3 + [0.0] * 9 + [-422.0] + [0.0] * 9 + [-423.0])  # falls by less than a hundredth of the first losses
 @example([10.0] * 5 + [-422.0] + [0.0] * 4 + [-9.0])  # an odd number of losses

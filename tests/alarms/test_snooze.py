@@ -114,7 +114,7 @@ def test_a_snooze_is_forgotten_when_it_is_over():
 def test_what_cannot_be_snoozed_is_refused():
     engine = AlarmEngine([NonFinite(), EXPLOSION])
     for name in ("nonfinite", "non*"):
-        with pytest.raises(ConfigurationError, match="'nonfinite', the only alarm.* cannot be snoozed"):
+        with pytest.raises(ConfigurationError, match=r"'nonfinite', the only alarm.* cannot be snoozed"):
             engine.snooze(name, until=5)
     with pytest.raises(UnknownNameError, match=r"Did you mean 'logit_explosion'\?"):
         engine.snooze("logit_explosions", until=5)

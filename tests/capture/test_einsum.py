@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from attnprobe.statistics.dense import dense_parts
 from tests.capture.reference import session
+from tests.reproducible import reproducible
 
 SIZES = {"b": 2, "h": 3, "q": 4, "k": 5, "d": 6, "e": 7}
 
@@ -41,7 +42,7 @@ def orders(letters: str) -> st.SearchStrategy[str]:
     return st.permutations(letters).map("".join)
 
 
-@settings(max_examples=150, deadline=None)
+@reproducible(150)
 @given(
     orders("bhqd"),
     orders("bhkd"),

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,17 +16,6 @@ from attnprobe.record import AttentionRecord
 HEADS_AND_GROUPS = ((1, 1), (4, 4), (4, 2), (6, 1))
 #: How a model says "not visible": as booleans, or by the value that an additive mask holds.
 MASKED_BY: tuple[str | float, ...] = ("bool", -1e9, -torch.inf, "finfo.min", -100.0, "bias")
-
-
-def reproducible(examples: int) -> settings:
-    """The same examples in every run, and no complaint about slow machines."""
-    return settings(
-        max_examples=examples,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
-    )
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from attnprobe.catalog import STATISTICS
 from attnprobe.errors import ConfigurationError, UnknownNameError
 from attnprobe.record import AttentionRecord
 from attnprobe.statistics.dense import dense, dense_displacement, dense_parts
+from tests.reproducible import reproducible
 from tests.statistics.compare import NAMES
-from tests.statistics.strategies import Example, examples, records, reproducible
+from tests.statistics.strategies import Example, examples, records
 
 NAN = math.nan
 NEEDS_ERROR = {

@@ -17,8 +17,9 @@ from attnprobe.record import AttentionRecord
 from attnprobe.statistics.compiler import load
 from attnprobe.statistics.reduce import Partial, combine, finish
 from attnprobe.statistics.streaming import measure
+from tests.reproducible import reproducible
 from tests.statistics.compare import NAMES, TOLERANCE, assert_close
-from tests.statistics.strategies import batch_slice, records, reproducible
+from tests.statistics.strategies import batch_slice, records
 
 
 def finished(partial: Partial, names: tuple[str, ...] = NAMES) -> dict[str, Tensor]:

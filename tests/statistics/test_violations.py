@@ -20,7 +20,8 @@ from attnprobe.statistics import violations
 from attnprobe.statistics.dense import dense
 from attnprobe.statistics.reduce import combine, finish, finish_error
 from attnprobe.statistics.streaming import measure
-from tests.statistics.strategies import Example, examples, reproducible
+from tests.reproducible import reproducible
+from tests.statistics.strategies import Example, examples
 from tests.statistics.test_streaming import finished, long_record, measured
 
 NAMES = ("future_mass", "padding_mass", "hidden_tokens")
