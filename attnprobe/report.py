@@ -66,7 +66,8 @@ class Alarm:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Alarm:
         evidence = tuple((int(step), float(value)) for step, value in data.get("evidence", ()))
-        return cls(**{**data, "heads": tuple(data["heads"]), "evidence": evidence})
+        texts = {key: str(data[key]) for key in ("name", "layer", "advice")}
+        return cls(**{**data, **texts, "heads": tuple(map(int, data["heads"])), "evidence": evidence})
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,9 +18,9 @@ from attnprobe.alarms import ALL_ALARMS, DEFAULT_ALARMS, AlarmRule, DeadValues, 
 from attnprobe.calibrate import Calibration, calibrate, load_alarms, read_runs, summarize
 from attnprobe.calibrate.rate import upper_bound
 from attnprobe.cli import main
-from attnprobe.errors import ConfigurationError, UnknownNameError, WriterError
-from attnprobe.report import StepReport
-from attnprobe.writers import JSONLWriter
+from attnprobe.errors import AttnProbeWarning, ConfigurationError, UnknownNameError, WriterError
+from attnprobe.report import Alarm, StepReport
+from attnprobe.writers import JSONLWriter, TensorBoardWriter
 from tests.alarms.reports import NAN, make_report
 from tests.probe.models import net, run
 
@@ -160,6 +160,14 @@ def test_runs_that_may_not_be_healthy_are_named() -> None:
     assert found.left_out["broken"] == ("nonfinite",)
 
 
+def test_a_loss_that_was_nan_in_training_is_named() -> None:
+    alarm = Alarm("nonfinite", "", (), 30, 30, 1.0, 0.0, "")
+    reports = [*flat(10)[:3], dataclasses.replace(flat(10)[3], loss=NAN, alarms=(alarm,))]
+    found = calibrate({"run": reports})
+    assert found.default_false_alarms == 0
+    assert "run: nonfinite raises an alarm and has no threshold to set; the run may not be healthy" in found.notes
+
+
 def test_a_threshold_tightened_on_the_word_of_a_few_runs_is_named() -> None:
     silent = measured("value_rms", [1.0] * 5)
     (note,) = calibrate({"a": flat(10), "silent": silent}, ["logit_explosion"]).notes
@@ -202,7 +210,8 @@ def test_the_file_gives_the_rules_back(tmp_path: Path) -> None:
     assert [rule.name for rule in rules] == [rule.name for rule in DEFAULT_ALARMS]
     for rule, default in zip(rules, DEFAULT_ALARMS, strict=True):
         changed = found.thresholds.get(rule.name, {})
-        assert rule == dataclasses.replace(default, **{key: pytest.approx(value) for key, value in changed.items()})
+        assert {field: getattr(rule, field) for field in changed} == pytest.approx(dict(changed))
+        assert dataclasses.replace(rule, **{field: getattr(default, field) for field in changed}) == default
     assert len(load_alarms(path, "all")) == len(ALL_ALARMS)
     assert load_alarms(path, ["diffuse_routing"])[0].name == "diffuse_routing"
     data = json.loads(path.read_text(), parse_constant=pytest.fail)
@@ -240,6 +249,11 @@ def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:
         ('{"logit_explosion":{"treshold":1}}', "Did you mean 'threshold'"),
         ('{"logit_explosion":{"patience":1}}', "unknown threshold of logit_explosion 'patience'"),
         ('{"logit_explosion":1}', "thresholds by name"),
+        (
+            '{"logit_explosion":{"threshold":-1}}',
+            "alarms.json: logit_explosion: threshold must be a number from 0",
+        ),
+        ('{"inactive_head":{"threshold":5}}', "threshold must be a number from 0 to 1, not 5"),
         *(
             (f'{{"logit_explosion":{{"threshold":{value}}}}}', "finite number")
             for value in ("NaN", "Infinity", "null", "true", '"1"', "1" + "0" * 400)
@@ -269,9 +283,20 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_a_log_that_two_places_lead_to_is_one_run(tmp_path: Path) -> None:
     write(tmp_path / "a", flat(10))
-    write(tmp_path / "b.jsonl", flat(10))
+    write(tmp_path / "b.jsonl", flat(11))
     runs = read_runs([tmp_path, tmp_path / "a", tmp_path / "b.jsonl"])
     assert [*runs] == [(tmp_path / name).as_posix() for name in ("a/attention.jsonl", "b.jsonl")]
+
+
+def test_a_run_that_was_logged_twice_is_one_run(tmp_path: Path) -> None:
+    for seed in range(2):
+        model, place = net(seed=seed), tmp_path / f"run{seed}"
+        writers = [JSONLWriter(place), *([TensorBoardWriter(place / "tb")] if seed == 0 else [])]
+        with ap.AttentionProbe(model, every_n_steps=1, writers=writers) as probe:
+            run(probe, model, steps=6)
+    with pytest.warns(AttnProbeWarning, match=r"run0/tb holds the same numbers as .*run0/attention\.jsonl"):
+        runs = read_runs([tmp_path])
+    assert [Path(name).parent.name for name in runs] == ["run0", "run1"]
 
 
 def write(path: Path, reports: Sequence[StepReport]) -> None:

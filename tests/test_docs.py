@@ -31,6 +31,12 @@ def test_code_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert namespace["report"]["entropy"].shape == (1, 4)
 
 
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_no_heading_is_glued_to_a_sentence(page: str) -> None:
+    prose = re.sub(r"^```.*?^```|`[^`]*`", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.findall(r"^[^#\n]+##.*", prose, re.MULTILINE)
+
+
 @pytest.mark.parametrize("page", ["../README.md", *sorted(path.name for path in (ROOT / "docs").glob("*.md"))])
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / "docs" / page

@@ -10,7 +10,7 @@ import torch
 
 from attnprobe.alarms import ALL_ALARMS
 from attnprobe.report import StepReport
-from benchmarks.faults import page, tables
+from benchmarks.faults import page, study, tables
 from benchmarks.faults.__main__ import plan
 from benchmarks.faults.accepted import ACCEPTED, REPORTED
 from benchmarks.faults.cache import Cache, key
@@ -117,6 +117,8 @@ def test_bands():
     assert leaves_band(spike, twin, 100) is None
     assert ends_above([1.0] * 299 + [math.nan], twin)
     assert leaves_band([1.0] * 200 + [math.inf] * 100, twin) == 200
+    assert leaves_band([1.0] * 261 + [3.0] * 39, twin) == 261
+    assert leaves_band([1.0] * 290 + [3.0] * 10, twin) is None  # not for long enough
 
 
 def test_thinned_reports_are_those_of_a_rarer_probe():
@@ -160,7 +162,7 @@ def test_a_key_tells_runs_apart():
 
 
 def verdict(fault="", severity="", left=None, disturbed=False, alarms=(), start=0, naive=()):
-    found = {protocol: dict(alarms) for protocol in tables.PROTOCOLS}
+    found = {protocol: dict(alarms) for protocol in study.PROTOCOLS}
     setup = Setup("previous", "sgd", "plain", 1, 2, 3, fault=fault, severity=severity)
     return Verdict(setup, start, left, disturbed, found, dict(naive), True)
 
@@ -168,18 +170,24 @@ def verdict(fault="", severity="", left=None, disturbed=False, alarms=(), start=
 def test_what_counts_and_what_is_accepted():
     missed = verdict("attention collapse", "severe", 5, True, {"stalled_layer": 10})
     assert missed.counted
-    assert not missed.accepted(tables.MAIN)
+    assert not missed.accepted(study.MAIN)
     assert not verdict("attention collapse", "severe", 5, False).counted
     assert verdict("future leak", "mild").counted
     assert not verdict("label noise", "severe", 5, True).counted
     found = verdict("dead columns", "severe", 70, True, {"stalled_layer": 10, "dead_values": 50})
-    assert found.accepted(tables.MAIN) == {"dead_values": 50}
+    assert found.accepted(study.MAIN) == {"dead_values": 50}
     told = tables.misses([missed, found])
     assert "| dead columns | severe | 1 | 1 | 1 | 0 of 1 | 50 | +20 (1 left) |" in told
     assert "| attention collapse | severe | 1 | 1 | 1 | 1 of 1 | - | - |" in told
     assert "1 of 2" in tables.totals([missed, found])
     assert "0 of 2 (0%)" in tables.totals([missed, found])  # neither named the right one first
     assert "**1**" not in tables.confusion([missed, found])
+
+
+def test_information_is_told_of_and_no_alarm():
+    healthy = [dataclasses.replace(verdict(), information={"sink_formation"} if told else set()) for told in (1, 0, 0)]
+    assert page.of_alarm("sink_formation", healthy, [], {}) == "Measured: told on 1 of 3 healthy runs."
+    assert page.of_alarm("dead_values", healthy, [], {}).startswith("Measured: false alarms on 0 of 3 ")
 
 
 def test_a_run_that_stays_in_the_band_bounds_the_lead():

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 import attnprobe as ap
 from attnprobe.alarms import DEFAULT_ALARMS, LogitExplosion
-from attnprobe.errors import LogError
+from attnprobe.errors import AttnProbeWarning, LogError
 from attnprobe.logs import read_run, report_of
 from attnprobe.report import Alarm, StepReport
 from attnprobe.writers import JSONLWriter, TensorBoardWriter, Writer
@@ -264,6 +265,14 @@ def test_a_place_without_a_log_is_named(tmp_path: Path) -> None:
         ({"statistics": {"entropy": [[1, 2, 3], [1, 2]]}}, "ValueError"),
         ({"loss": "much"}, "ValueError: could not convert"),
         ({"alarms": [{"name": "x"}]}, "KeyError"),
+        ({"step": math.inf}, "OverflowError|ValueError"),
+        ({"layers": ["a"]}, r"ValueError: 1 layers, and \[1, 2\] as their numbers of heads"),
+        ({"heads": [2, -1]}, "ValueError: 2 layers, and"),
+        ({"statistics": {"entropy": [[1, 2]]}}, r"ValueError: a statistic of \[2\] values for \[1, 2\] heads"),
+        ({"statistics": {"entropy": [[1, 2, 3]]}}, "ValueError: a statistic of"),
+        ({"statistics": {"entropy": [[1], [1]]}}, "ValueError: a statistic of"),
+        ({"nonfinite": {"query": [[1, 2]] * 3}}, "ValueError: a statistic of"),
+        ({"layer_statistics": {"x": [1]}}, "ValueError: a statistic with 1 values for 2 layers"),
         ({"layer_statistics": []}, "AttributeError"),
     ],
 )
@@ -273,6 +282,31 @@ def test_a_line_that_is_no_probe_is_named(changes: dict[str, object], said: str,
         file.write(dumps(to_dict(sample(1)) | changes) + "\n")
     with pytest.raises(LogError, match=rf"attention\.jsonl, line 2: not the record of a probe: {said}"):
         read_run(tmp_path)
+
+
+def test_names_in_an_alarm_are_text(tmp_path: Path) -> None:
+    record = json.loads(dumps(to_dict(sample(4))))
+    record["alarms"][0]["name"] = 3
+    assert report_of(record).alarms[0].name == "3"
+
+
+@pytest.mark.parametrize("where", ["length", "data"])
+def test_what_follows_damage_is_not_read_and_that_is_said(where: str, tmp_path: Path) -> None:
+    writer = TensorBoardWriter(tmp_path)
+    for step in range(5):
+        writer.write(sample(step))
+    writer.close()
+    (path,) = events_of(tmp_path)
+    content, starts = bytearray(path.read_bytes()), [0]
+    while starts[-1] < len(content):
+        (length,) = struct.unpack_from("<Q", content, starts[-1])
+        starts.append(starts[-1] + 16 + length)
+    fourth = starts[-3]  # of five probes
+    content[fourth + {"length": 1, "data": 40}[where]] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(AttnProbeWarning, match=f"damaged from byte {fourth} on; what follows is not read"):
+        found = read_run(tmp_path)
+    assert [report.step for report in found["."]] == [0, 1, 2]
 
 
 def test_events_that_are_no_probe_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+from attnprobe.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +96,20 @@ class AlarmRule(ABC):
     single: ClassVar[bool] = False
     patience: int = 1
     min_step: int = 0
+
+    def __post_init__(self) -> None:
+        """Of rules that are dataclasses: a threshold that is no number, or that its quantity cannot have.
+
+        Raises:
+            ConfigurationError: there is one.
+        """
+        for each in self.tunable:
+            value = getattr(self, each.field)
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if not number or not each.low <= value <= each.high:
+                raise ConfigurationError(
+                    f"{self.name}: {each.field} must be a number from {each.low:g} to {each.high:g}, not {value!r}"
+                )
 
     @abstractmethod
     def readings(self, report: StepReport, history: History) -> Iterable[Reading]:

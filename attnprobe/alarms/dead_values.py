@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attnprobe.alarms.base import AlarmRule, Reading, Tunable, layer_values
-from attnprobe.alarms.history import History
+from attnprobe.alarms.history import BASELINE, History
 from attnprobe.report import StepReport
 
 
@@ -15,7 +15,7 @@ class DeadValues(AlarmRule):
     """A share of the keys is read by no head of the layer: ``always`` at every probe, or ``stalled`` with a stuck loss.
 
     Attributes:
-        always: share that no probe since the first may have found.
+        always: share that all probes since the first, of which there are five at least, may not have found.
         stalled: share from which a loss without progress raises the alarm, whatever earlier probes found.
         stall_step: training step from which a loss without progress counts.
     """
@@ -40,16 +40,18 @@ class DeadValues(AlarmRule):
         progress = history.loss.progress()
         stuck = progress is False and report.step >= self.stall_step
         for layer, share in layer_values(report, report.layer["shared_dead_columns"]):
-            least = history.past("shared_dead_columns", layer).least
+            past = history.past("shared_dead_columns", layer)
+            least = past.least if len(past.recent) >= BASELINE else 0.0
             from_the_start = least >= self.always
             with_stuck_loss = share >= self.stalled and stuck
             still_from_the_start = least >= self.release * self.always
             still_stuck = share >= self.release * self.stalled and progress is not True
+            by_always = from_the_start or (still_from_the_start and not with_stuck_loss)
             yield Reading(
                 layer,
                 (),
                 share,
-                self.always if still_from_the_start else self.stalled,
+                self.always if by_always else self.stalled,
                 firing=from_the_start or with_stuck_loss,
                 holding=still_from_the_start or still_stuck,
                 detail="Dead since the first probe." if from_the_start else "",

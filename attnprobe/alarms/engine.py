@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,9 +70,11 @@ class AlarmEngine:
             if rule.name in self._off:
                 continue
             streaks, evidence = self._streaks[rule.name], self._evidence[rule.name]
-            for reading in self._read(rule, report):
+            readings = self._read(rule, report)
+            measured = {reading.layer for reading in readings}
+            for reading in readings:
                 evidence.setdefault(reading.layer, deque(maxlen=EVIDENCE)).append((report.step, reading.value))
-                _advance(streaks, rule, reading, report.step)
+                _advance(streaks, rule, reading, report.step, measured)
             for layer, streak in streaks.items():
                 if streak.raised:
                     snoozed = any(snooze.covers(rule.name, layer, report.step) for snooze in self.snoozes)
@@ -135,7 +137,7 @@ class AlarmEngine:
         self.snoozes = [Snooze(**snooze) for snooze in state.get("snoozes", ())]
 
 
-def _advance(streaks: dict[str, Streak], rule: AlarmRule, reading: Reading, step: int) -> None:
+def _advance(streaks: dict[str, Streak], rule: AlarmRule, reading: Reading, step: int, measured: Set[str]) -> None:
     """Start, extend, raise, clear or end the streak of the reading's layer."""
     layer = reading.layer
     streak = streaks.get(layer)
@@ -145,7 +147,8 @@ def _advance(streaks: dict[str, Streak], rule: AlarmRule, reading: Reading, step
         streak = streaks[layer] = Streak(step, reading)
     if reading.firing or (streak.raised and reading.holding):
         streak.extend(reading)
-        blocked = rule.single and any(other.raised for other in streaks.values())
+        # A layer that is measured no more cannot clear its alarm, and must not hide those of others.
+        blocked = rule.single and any(streaks[other].raised for other in measured & streaks.keys())
         if reading.firing and streak.fired >= rule.patience and step >= rule.min_step and not blocked:
             streak.raised = True
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -45,6 +46,9 @@ class LogitGrowth(AlarmRule):
     def readings(self, report: StepReport, history: History) -> Iterator[Reading]:
         fall = history.loss.fall()
         for layer, spread in head_values(report, report["logit_spread"]):
+            spread = {head: value for head, value in spread.items() if math.isfinite(value)}
+            if not spread:
+                continue
             growth = {head: self._growth(history, layer, head) for head in spread}
             heads = tuple(
                 head for head, value in spread.items() if value > self.floor and growth[head] > self.threshold

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from numbers import Real
 from statistics import median
 from typing import Any
 
@@ -36,8 +37,8 @@ class LossHistory:
     """
 
     def __init__(self, uninformed: float | None = None) -> None:
-        if uninformed is not None and not 0 < uninformed < math.inf:
-            raise ConfigurationError(f"uninformed_loss must be positive and finite, not {uninformed}")
+        if uninformed is not None and not (isinstance(uninformed, Real) and 0 < uninformed < math.inf):
+            raise ConfigurationError(f"uninformed_loss must be a positive, finite number, not {uninformed!r}")
         self.uninformed = uninformed
         self.recent: deque[tuple[int, float]] = deque(maxlen=2 * WINDOW)
         self._first: list[float] = []
@@ -86,7 +87,8 @@ class LossHistory:
             return None
         # A converged run is as flat as a stuck one: that it came any way at all tells them apart. Some come no further
         # than the frequencies of their targets, and only the uninformed loss can tell that.
-        return (trend >= CLEAR and not self.diverged()) or 0 < average <= INFORMED * max(self._first)
+        highest = max(self._first)
+        return (trend >= CLEAR and not self.diverged()) or average < highest - (1 - INFORMED) * abs(highest)
 
     def diverged(self) -> bool:
         """Whether the average is above twice the very first loss: a fall from there is no progress yet."""

@@ -125,5 +125,5 @@ def calibrate(
     by_default = {name: judged(name, {}) for name in used}
     of_all = thresholds(used)
     empty = [f"{name}: no valid probe, left out" for name in runs if name not in used]
-    notes = (*empty, *doubts(chosen, critical, by_default), *changes(chosen, critical, of_all))
+    notes = (*empty, *doubts(chosen, used, critical, by_default), *changes(chosen, critical, of_all))
     return Calibration(chosen, of_all, critical, {name: probes[name] for name in used}, left_out, by_default, notes)

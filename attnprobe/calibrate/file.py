@@ -68,7 +68,10 @@ def load_alarms(
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not -sys.float_info.max <= value <= sys.float_info.max:
                 raise ConfigurationError(f"{path}: {name}.{field} must be a finite number, not {value!r}")
-    return with_thresholds(chosen, thresholds)
+    try:
+        return with_thresholds(chosen, thresholds)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
 
 
 def with_thresholds(rules: Iterable[AlarmRule], thresholds: Thresholds) -> tuple[AlarmRule, ...]:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attnprobe.alarms import AlarmRule
 from attnprobe.calibrate.critical import Criticals
 from attnprobe.calibrate.file import Thresholds
+from attnprobe.report import StepReport
 from attnprobe.writers.columns import number
 
 
 def doubts(
-    rules: Iterable[AlarmRule], critical: Mapping[str, Criticals], by_default: Mapping[str, tuple[str, ...]]
+    rules: Sequence[AlarmRule],
+    runs: Mapping[str, Sequence[StepReport]],
+    critical: Mapping[str, Criticals],
+    by_default: Mapping[str, tuple[str, ...]],
 ) -> Iterator[str]:
     """Alarms that no threshold explains."""
-    fixed = {rule.name for rule in rules if not rule.tunable}
     for run, names in by_default.items():
-        for name in names:
-            if name in fixed:
+        # Those of the training too: that a loss was NaN, and not unknown, no log tells.
+        told = {*names, *(alarm.name for report in runs[run] for alarm in report.alarms if alarm.severity == "alarm")}
+        for name in (rule.name for rule in rules if not rule.tunable):
+            if name in told:
                 yield f"{run}: {name} raises an alarm and has no threshold to set; the run may not be healthy"
     for run, found in critical.items():
         for name, fields in found.items():

@@ -5,16 +5,25 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
+import struct
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util.tensor_util import make_ndarray
 
-from attnprobe.errors import LogError
+from attnprobe.errors import AttnProbeWarning, LogError
 from attnprobe.logs.record import report_of
 from attnprobe.report import StepReport
+
+#: A record's length and its checksum, and how many bytes stand around it: these, and the checksum of the record.
+HEAD = struct.Struct("<QI")
+FRAME = HEAD.size + 4
 
 
 def read_events(paths: Iterable[Path]) -> list[StepReport]:
@@ -39,9 +48,25 @@ def read_events(paths: Iterable[Path]) -> list[StepReport]:
 
 
 def _load(path: Path) -> Iterator[Any]:
-    """Every event; a torn end is left out."""
-    # "Legacy" is without the conversions of old summaries: ours need none, and TensorBoard would do it to all.
-    yield from LegacyEventFileLoader(str(path)).Load()
+    """Every event; a torn end is left out, and what follows damage, with a warning."""
+    # Raw is without the conversions of old summaries: ours need none, and TensorBoard would do it to all.
+    end = 0
+    for record in RawEventFileLoader(str(path)).Load():
+        end += FRAME + len(record)
+        yield Event.FromString(record)
+    if _damaged(path, end):
+        warnings.warn(f"{path} is damaged from byte {end} on; what follows is not read", AttnProbeWarning, stacklevel=2)
+
+
+def _damaged(path: Path, end: int) -> bool:
+    """Whether what follows the last record that could be read is more than a record that was not written to its end."""
+    with path.open("rb") as file:
+        file.seek(end)
+        head = file.read(HEAD.size)
+        if len(head) < HEAD.size:
+            return False
+        length, checksum = HEAD.unpack(head)
+        return bool(masked_crc32c(head[:8]) != checksum) or end + FRAME + length <= file.seek(0, os.SEEK_END)
 
 
 def _start(path: Path) -> float:

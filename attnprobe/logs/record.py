@@ -25,16 +25,19 @@ def report_of(record: Mapping[str, Any]) -> StepReport:
     """
     try:
         heads = tuple(int(count) for count in record.get("heads", ()))
+        layers = tuple(map(str, record.get("layers", ())))
+        if len(layers) != len(heads) or min(heads, default=0) < 0:
+            raise ValueError(f"{len(layers)} layers, and {list(heads)} as their numbers of heads")
         statistics = record.get("statistics", {})
         residual = record.get("residual")
         return StepReport(
             step=int(record["step"]),
-            layers=tuple(map(str, record.get("layers", ()))),
+            layers=layers,
             heads=heads,
             statistics={name: _padded(rows, heads) for name, rows in statistics.items()},
-            layer={name: _vector(values) for name, values in record.get("layer_statistics", {}).items()},
+            layer={name: _vector(values, heads) for name, values in record.get("layer_statistics", {}).items()},
             standard_errors={
-                name: _padded(values, heads) if name in statistics else _vector(values)
+                name: _padded(values, heads) if name in statistics else _vector(values, heads)
                 for name, values in record.get("standard_errors", {}).items()
             },
             residual=None if residual is None else _padded(residual, heads),
@@ -45,7 +48,7 @@ def report_of(record: Mapping[str, Any]) -> StepReport:
             notes=tuple(map(str, record.get("notes", ()))),
             alarms=tuple(map(_alarm, record.get("alarms", ()))),
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise LogError(f"not the record of a probe: {type(error).__name__}: {error}") from error
 
 
@@ -54,13 +57,19 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _vector(values: Sequence[Any]) -> Tensor:
+def _vector(values: Sequence[Any], heads: tuple[int, ...]) -> Tensor:
+    """``[L]``."""
+    if len(values) != len(heads):
+        raise ValueError(f"a statistic with {len(values)} values for {len(heads)} layers")
     return torch.tensor([_number(value) for value in values], dtype=torch.float64)
 
 
 def _padded(rows: Sequence[Sequence[Any]], heads: tuple[int, ...]) -> Tensor:
     """``[L, H]`` with NaN where a layer has fewer heads."""
     width = max(heads, default=0)
+    sizes = [len(row) for row in rows]
+    if len(sizes) != len(heads) or any(not least <= size <= width for size, least in zip(sizes, heads, strict=True)):
+        raise ValueError(f"a statistic of {sizes} values for {list(heads)} heads")
     full = [[*map(_number, row), *[math.nan] * (width - len(row))] for row in rows]
     return torch.tensor(full, dtype=torch.float64).reshape(len(heads), width)
 

@@ -11,8 +11,8 @@ from benchmarks.faults import page
 from benchmarks.faults.cache import Cache
 from benchmarks.faults.plots import draw
 from benchmarks.faults.setup import HELD_OUT, TUNING, Setup, faulty, healthy
-from benchmarks.faults.study import Verdict, fill, verdicts
-from benchmarks.faults.tables import MAIN, comparison, confusion, false_alarms, misses, totals
+from benchmarks.faults.study import MAIN, Verdict, fill, verdicts
+from benchmarks.faults.tables import comparison, confusion, false_alarms, misses, totals
 
 #: Runs of every fault and severity, and healthy ones: on held-out seeds, to tune on, and in short.
 SIZES = {"held-out": (10, 250), "tuning": (3, 120), "short": (1, 8)}

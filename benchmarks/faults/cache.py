@@ -20,7 +20,7 @@ from attnprobe.logs import report_of
 from attnprobe.writers.jsonl import to_dict
 from attnprobe.writers.strict_json import dumps
 from benchmarks.faults import model, tasks, train
-from benchmarks.faults.injections import FAULTS, Fault
+from benchmarks.faults.injections import FAULTS, Fault, _scale
 from benchmarks.faults.setup import Setup
 
 #: Parts of the package on which a run's statistics do not depend.
@@ -80,7 +80,8 @@ def key(setup: Setup) -> str:
 
 @cache
 def _fault(name: str) -> str:
-    return inspect.getsource(type(FAULTS.get(name, Fault())))
+    """Source of the fault, and of what faults share."""
+    return inspect.getsource(type(FAULTS.get(name, Fault()))) + inspect.getsource(_scale)
 
 
 @cache

@@ -19,7 +19,7 @@ def rules_for(setup: Setup) -> tuple[AlarmRule, ...]:
 
 
 def judge(run: Run, *, every: int = 10, informed: bool = False) -> dict[str, int]:
-    """The first step at which each alarm was raised, in that order; information is left out.
+    """The first step at which each alarm, or information, was raised, in that order.
 
     Args:
         every: distance between probes, a multiple of that in the log.
@@ -30,7 +30,7 @@ def judge(run: Run, *, every: int = 10, informed: bool = False) -> dict[str, int
     heard: dict[str, int] = {}
     for report in thinned(run.reports, every):
         for alarm in engine.update(report):
-            if alarm.severity == "alarm" and alarm.name not in heard:
+            if alarm.name not in heard:
                 heard[alarm.name] = alarm.step
     return heard
 

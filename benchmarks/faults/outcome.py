@@ -28,7 +28,7 @@ def leaves_band(losses: Sequence[float], twin: Sequence[float], start: int = 0) 
     half = np.maximum(DEVIATIONS * error, LEAST * healthy[:WINDOW].mean())
     with np.errstate(invalid="ignore"):
         outside = ~(np.abs(_rolling(faulty)[0] - mean) <= half)
-    for window in range(max(0, start - WINDOW + 1), len(outside) - WINDOW):
+    for window in range(max(0, start - WINDOW + 1), len(outside) - FOR_SOME_TIME + 1):
         if outside[window : window + FOR_SOME_TIME].all():
             return window + WINDOW - 1
     return None

@@ -10,9 +10,8 @@ from pathlib import Path
 from attnprobe.alarms import ALL_ALARMS
 from benchmarks.faults.accepted import ACCEPTED
 from benchmarks.faults.injections import FAULTS, SEVERITIES
-from benchmarks.faults.study import Verdict
+from benchmarks.faults.study import INFORMATION, MAIN, Verdict
 from benchmarks.faults.tables import (
-    MAIN,
     comparison,
     confusion,
     false_alarms,
@@ -60,7 +59,10 @@ def seeds(healthy: Sequence[Verdict], faulty: Sequence[Verdict]) -> str:
 def of_alarm(name: str, healthy: Sequence[Verdict], faulty: Sequence[Verdict], examples: Mapping[str, str]) -> str:
     """Where one alarm was right, and where it was not."""
     severe = [v for v in faulty if v.setup.severity == SEVERITIES[-1] and name in ACCEPTED[v.setup.fault].alarms]
-    lines = [f"Measured: false alarms on {rate(sum(name in v.alarms[MAIN] for v in healthy), len(healthy))}."]
+    if name in INFORMATION:
+        lines = [f"Measured: told on {sum(name in v.information for v in healthy)} of {len(healthy)} healthy runs."]
+    else:
+        lines = [f"Measured: false alarms on {rate(sum(name in v.alarms[MAIN] for v in healthy), len(healthy))}."]
     told = []
     for fault in FAULTS:
         cell = [v for v in severe if v.setup.fault == fault and v.counted]

@@ -13,8 +13,7 @@ from benchmarks.faults.cache import Cache
 from benchmarks.faults.injections import FAULTS, SEVERITIES
 from benchmarks.faults.judge import rules_for
 from benchmarks.faults.setup import Setup
-from benchmarks.faults.study import Verdict
-from benchmarks.faults.tables import MAIN
+from benchmarks.faults.study import MAIN, Verdict
 from benchmarks.faults.tasks import TASKS
 from benchmarks.faults.train import Run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import torch
 
+from attnprobe.alarms import ALL_ALARMS
 from attnprobe.alarms.losses import INFORMED
 from benchmarks.faults.accepted import ACCEPTED
 from benchmarks.faults.cache import Cache
@@ -27,6 +28,8 @@ from benchmarks.faults.tasks import TASKS
 #: Distances between probes at which runs are judged, and whether the rules know the uninformed loss.
 PROTOCOLS = {(every, informed): f"every {every} steps{'' if informed else ', uninformed loss unknown'}"
              for every in (10, 50) for informed in (True, False)}  # fmt: skip
+MAIN = (10, True)
+INFORMATION = {rule.name for rule in ALL_ALARMS if rule.severity == "information"}
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -42,6 +45,7 @@ class Verdict:
         alarms: of each protocol, the first step at which each alarm was raised after the injection, in that order.
         naive: the first step after the injection at which each naive rule fires, where it does.
         learned: whether the loss ended below 98% of the uninformed one.
+        information: what was told that is no alarm, under ``MAIN``.
     """
 
     setup: Setup
@@ -51,6 +55,7 @@ class Verdict:
     alarms: dict[tuple[int, bool], dict[str, int]]
     naive: dict[str, int]
     learned: bool
+    information: Set[str] = frozenset()
 
     @property
     def counted(self) -> bool:
@@ -100,10 +105,12 @@ def _verdict(directory: Path, setup: Setup) -> Verdict:
     left, disturbed = leaves_band(run.losses, twin, start), ends_above(run.losses, twin)
     heard = {(every, informed): judge(run, every=every, informed=informed) for every, informed in PROTOCOLS}
     alarms = {
-        protocol: {name: step for name, step in raised.items() if step >= start} for protocol, raised in heard.items()
+        protocol: {name: step for name, step in raised.items() if step >= start and name not in INFORMATION}
+        for protocol, raised in heard.items()
     }
+    information = INFORMATION & heard[MAIN].keys()
     fired = {name: [step for step in rule(run) if step >= start] for name, rule in NAIVE.items()}
     naive = {name: steps[0] for name, steps in fired.items() if steps}
     last = run.losses[-LAST:]
     learned = sum(last) / len(last) < INFORMED * TASKS[setup.task].uninformed()
-    return Verdict(setup, start, left, disturbed, alarms, naive, learned)
+    return Verdict(setup, start, left, disturbed, alarms, naive, learned, information)

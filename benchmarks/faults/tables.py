@@ -10,9 +10,7 @@ from attnprobe.calibrate.rate import upper_bound
 from benchmarks.faults.accepted import ACCEPTED
 from benchmarks.faults.injections import FAULTS, SEVERITIES
 from benchmarks.faults.naive import NAIVE
-from benchmarks.faults.study import PROTOCOLS, Verdict
-
-MAIN = (10, True)
+from benchmarks.faults.study import MAIN, PROTOCOLS, Verdict
 
 
 def rate(events: int, number: int) -> str:

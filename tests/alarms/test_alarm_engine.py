@@ -1,8 +1,10 @@
+import math
 from dataclasses import dataclass, replace
 
 import pytest
 
 from attnprobe.alarms import AlarmEngine, AlarmRule, DeadValues, LogitExplosion, above, head_values
+from attnprobe.errors import ConfigurationError
 from tests.alarms.reports import NAN, Script, alarms_of, feed, make_report, standing
 
 
@@ -105,3 +107,15 @@ def test_a_rule_of_your_own_as_the_documentation_shows():
     result = alarms_of(Spread(), [make_report(step, logit_spread=[[1.0, NAN]]) for step in range(3)])
     assert standing(result) == [False, False, True]
     assert result[2][0].heads == (0,)
+
+
+@pytest.mark.parametrize("value", [math.nan, -1.0, "60", None, True])
+def test_a_threshold_that_is_none_is_refused(value):
+    with pytest.raises(ConfigurationError, match="logit_explosion: threshold must be a number from 0 to inf, not"):
+        LogitExplosion(threshold=value)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan, "2.0"])
+def test_an_uninformed_loss_that_is_none_is_refused(value):
+    with pytest.raises(ConfigurationError, match="uninformed_loss must be a positive, finite number, not"):
+        AlarmEngine([], uninformed_loss=value)

@@ -28,7 +28,7 @@ def levels():
         "value_rms": (1.0, 0.9 * growth.threshold, 2 * growth.threshold),
         "concentration": (0.3, 1 - 1.1 * collapse.spread, 1 - 0.2 * collapse.spread),
         "shared_dead_columns": (0.0, 0.9 * dead.stalled, 1.3 * dead.stalled),
-        "entropy_8": (0.5, 0.93 * diffuse.threshold, 1.2 * diffuse.threshold),
+        "entropy_8": (0.5 * diffuse.threshold, 0.93 * diffuse.threshold, 1.2 * diffuse.threshold),
         "output_norm": (1.0, 1.0, 1.0),
         "error_norm": (1.0, 1.1 * silent.threshold, 0.1 * silent.threshold),
         "sink_mass": (0.3 * sink.threshold, 0.9 * sink.threshold, 1.5 * sink.threshold),

@@ -13,11 +13,22 @@ def run(shares, *, losses=None, first=0):
     ]
 
 
+def test_a_layer_that_comes_late_needs_five_probes():
+    result = alarms_of(RULE, run([0.1] * 6, first=5000))
+    assert standing(result) == [False] * 4 + [True] * 2
+
+
+def test_the_threshold_is_that_of_the_condition_that_fired():
+    shares = [0.045] * 12 + [0.35] * 3
+    result = alarms_of(RULE, run(shares, losses=[2.0] * 15), uninformed_loss=2.0)
+    assert [(alarm.value, alarm.threshold) for (alarm,) in result[12:]] == [(0.35, 0.3)] * 3
+
+
 def test_dead_since_the_first_probe_fires_at_step_50():
     result = alarms_of(RULE, run([0.05] * 7))
     assert standing(result) == [False] * 5 + [True] * 2
     (alarm,) = result[5]
-    assert (alarm.layer, alarm.heads, alarm.value, alarm.threshold, alarm.since) == ("attn", (), 0.05, 0.05, 0)
+    assert (alarm.layer, alarm.heads, alarm.value, alarm.threshold, alarm.since) == ("attn", (), 0.05, 0.05, 40)
 
 
 def test_one_living_probe_is_enough_to_stay_silent():
@@ -51,5 +62,5 @@ def test_stuck_alarm_clears_below_its_release():
 
 
 def test_unmeasured_probes_do_not_break_the_series():
-    assert standing(alarms_of(RULE, run([0.1, NAN, 0.1, NAN, 0.1, 0.1])))[-1]
+    assert standing(alarms_of(RULE, run([0.1, NAN, 0.1, NAN, 0.1, 0.1, 0.1])))[-1]
     assert not any(alarms_of(RULE, run([NAN] * 20)))

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from attnprobe.alarms import LogitGrowth
@@ -35,6 +37,14 @@ def test_steady_growth_with_a_flat_loss_fires_after_the_last_of_its_probes():
     assert (alarm.threshold, alarm.new) == (RULE.threshold, True)
     assert alarm.value == pytest.approx(1.5 * RULE.threshold)
     assert (alarm.step, alarm.since) == (10 * FIRST, 10 * (CALM + RULE.probes - 1))
+
+
+def test_an_infinite_spread_says_nothing_of_growth():
+    result = alarms_of(RULE, run([*STEEP, math.inf, math.inf]))
+    assert standing(result[FIRST:]) == [True] * len(result[FIRST:])  # what was raised is not cleared by it
+    (alarm,) = result[-1]
+    assert alarm.value == result[len(STEEP) - 1][0].value
+    assert alarm.evidence[-1][0] == 10 * (len(STEEP) - 1)  # and nothing is made up for these probes
 
 
 def test_growth_just_below_the_threshold_is_silent():

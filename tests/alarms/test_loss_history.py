@@ -76,6 +76,14 @@ def test_a_converged_run_has_learned():
     assert history([4.0] + [3.0] * 100).progress() is True  # most of the way was gone at once
     assert history([3.0] + [4.0] * 100).progress() is False
     assert history([-4.0] * 100).progress() is False
+    assert history([0.0] * 100).progress() is False
+
+
+def test_a_loss_that_fell_below_zero_has_fallen():
+    assert history([2.3] * 10 + [-5.0] * 100).progress() is True
+    assert history([-1.0] * 10 + [-5.0] * 100).progress() is True
+    assert history([-5.0] * 10 + [-1.0] * 100).progress() is False
+    assert history([0.0] * 10 + [-1.0] * 100).progress() is True
 
 
 def test_the_uninformed_loss_alone_tells_who_learned_nothing_but_frequencies():

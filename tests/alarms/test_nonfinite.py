@@ -67,6 +67,14 @@ def test_integer_counts():
     assert found(report) == [("attn", (0,), 2.0)]
 
 
+def test_a_layer_that_is_measured_no_more_hides_no_other():
+    first = make_report(0, layers=("a",), nonfinite={"query": [[1, 0]]})
+    later = [make_report(step, layers=("b",), nonfinite={"query": [[0, int(step > 1)]]}) for step in (1, 2, 3)]
+    result = alarms_of(NonFinite(), [first, *later])
+    found = [[(alarm.layer, alarm.new) for alarm in alarms] for alarms in result]
+    assert found == [[("a", True)], [("a", False)], [("a", False), ("b", True)], [("a", False), ("b", False)]]
+
+
 def test_the_origin_keeps_the_blame_while_everything_is_nan():
     spread = one(query=[[9, 9]] * 3, error=[[9, 9]] * 3)
     result = alarms_of(NonFinite(), [one(query=[[0, 0], [0, 0], [0, 1]]), spread, spread])
