@@ -51,3 +51,10 @@ def test_the_statistics_page_is_up_to_date() -> None:
     spec.loader.exec_module(module)
     assert module.PAGE.read_text() == module.page(), "run make docs"
     assert all(f"### `{name}`" in module.page() for name in STATISTICS)
+
+
+def test_the_rates_in_the_readme_are_those_of_the_page() -> None:
+    rates = re.findall(r"\b\d+ of \d+\b", (ROOT / "README.md").read_text())
+    assert len(rates) == 5
+    page = (ROOT / "docs" / "alarms.md").read_text()
+    assert [rate for rate in rates if f"| {rate} (" not in page] == []
