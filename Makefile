@@ -25,7 +25,7 @@ bench: $(VENV)/.installed-bench
 bench-short: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.run --short
 
-# How often the alarms are right: about a thousand small trainings, an hour on two cores, kept in build/faults and
+# How often the alarms are right: about a thousand small trainings, half an hour on two cores, kept in build/faults and
 # resumed; writes the measured parts of docs/alarms.md. After a change of a rule they are judged again in seconds.
 faults: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
