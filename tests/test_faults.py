@@ -185,7 +185,7 @@ def test_what_counts_and_what_is_accepted():
 
 
 def test_information_is_told_of_and_no_alarm():
-    healthy = [dataclasses.replace(verdict(), information={"sink_formation"} if told else set()) for told in (1, 0, 0)]
+    healthy = [dataclasses.replace(verdict(), information={"sink_formation": 9} if told else {}) for told in (1, 0, 0)]
     assert page.of_alarm("sink_formation", healthy, [], {}) == "Measured: told on 1 of 3 healthy runs."
     assert page.of_alarm("dead_values", healthy, [], {}).startswith("Measured: false alarms on 0 of 3 ")
 

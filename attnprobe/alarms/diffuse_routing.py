@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from attnprobe.alarms.base import AlarmRule, Reading, Tunable, head_values, layer_values
 from attnprobe.alarms.history import History
-from attnprobe.alarms.losses import CLEAR
 from attnprobe.report import StepReport
 
 
@@ -43,13 +42,11 @@ class DiffuseRouting(AlarmRule):
         if not entropies:
             return
         sharpest = min(entropies)
-        progress, trend = history.loss.progress(), history.loss.trend()
+        progress, falling = history.loss.progress(), history.loss.falling()
         spreads = [value for _, heads in head_values(report, report["logit_spread"]) for value in heads.values()]
         alike = max(spreads, default=math.inf) < self.alike
-        falling = trend is not None and trend >= CLEAR and not history.loss.diverged()
-        stuck = progress is False and trend is not None and not falling
-        falling |= progress is True
+        stuck = progress is False and falling is False
         firing = sharpest > self.threshold and (stuck or alike)
-        holding = sharpest > self.release * self.threshold and (alike or not falling)
+        holding = sharpest > self.release * self.threshold and (alike or not (progress or falling))
         detail = "All scores are alike: look at what scales queries and keys." if alike else ""
         yield Reading("", (), sharpest, self.threshold, firing, holding, detail)

@@ -29,9 +29,9 @@ class Snooze:
     layers: str
     until: int
 
-    def covers(self, name: str, layer: str, step: int) -> bool:
+    def covers(self, name: str, layer: str) -> bool:
         # A pattern may match the name: what is not finite is told all the same.
-        if name == NonFinite.name or step >= self.until:
+        if name == NonFinite.name:
             return False
         return fnmatch.fnmatchcase(name, self.name) and fnmatch.fnmatchcase(layer, self.layers)
 
@@ -77,7 +77,7 @@ class AlarmEngine:
                 _advance(streaks, rule, reading, report.step, measured)
             for layer, streak in streaks.items():
                 if streak.raised:
-                    snoozed = any(snooze.covers(rule.name, layer, report.step) for snooze in self.snoozes)
+                    snoozed = any(snooze.covers(rule.name, layer) for snooze in self.snoozes)
                     new = not streak.told and not snoozed
                     streak.told = (streak.told or new) and not snoozed  # who outlasts a snooze is new again
                     standing.append(streak.alarm(rule, report.step, evidence.get(layer, ()), new=new, snoozed=snoozed))

@@ -78,22 +78,25 @@ class LossHistory:
             return math.copysign(math.inf, fall) if fall else 0.0
         return fall / error
 
+    def falling(self) -> bool | None:
+        """Whether the loss clearly falls, and not from where a run went that diverged; None while that is unknown."""
+        average, trend = self.average(), self.trend()
+        if average is None or trend is None:
+            return None
+        diverged = average > DIVERGED * self._first[0] > 0
+        return trend >= CLEAR and not diverged
+
     def progress(self) -> bool | None:
         """Whether the loss shows that the model has learned or is learning; None while that is unknown."""
-        average, trend = self.average(), self.trend()
+        average, falling = self.average(), self.falling()
         if self.uninformed is not None:
             return None if average is None else average < INFORMED * self.uninformed
-        if average is None or trend is None:
+        if average is None or falling is None:
             return None
         # A converged run is as flat as a stuck one: that it came any way at all tells them apart. Some come no further
         # than the frequencies of their targets, and only the uninformed loss can tell that.
         highest = max(self._first)
-        return (trend >= CLEAR and not self.diverged()) or average < highest - (1 - INFORMED) * abs(highest)
-
-    def diverged(self) -> bool:
-        """Whether the average is above twice the very first loss: a fall from there is no progress yet."""
-        average = self.average()
-        return average is not None and average > DIVERGED * self._first[0] > 0
+        return falling or average < highest - (1 - INFORMED) * abs(highest)
 
     def fall(self) -> float | None:
         """By which share of the first losses the last five are below the five before.

@@ -20,7 +20,7 @@ from attnprobe.logs import report_of
 from attnprobe.writers.jsonl import to_dict
 from attnprobe.writers.strict_json import dumps
 from benchmarks.faults import model, tasks, train
-from benchmarks.faults.injections import FAULTS, Fault, _scale
+from benchmarks.faults.injections import Fault, _scale
 from benchmarks.faults.setup import Setup
 
 #: Parts of the package on which a run's statistics do not depend.
@@ -74,14 +74,14 @@ def _number(value: float | str | None) -> float:
 
 
 def key(setup: Setup) -> str:
-    told = [json.dumps(dataclasses.asdict(setup)), _sources(), _fault(setup.fault)]
+    told = [json.dumps(dataclasses.asdict(setup)), _sources(), _fault(setup.injected)]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]
 
 
 @cache
-def _fault(name: str) -> str:
+def _fault(fault: Fault) -> str:
     """Source of the fault, and of what faults share."""
-    return inspect.getsource(type(FAULTS.get(name, Fault()))) + inspect.getsource(_scale)
+    return inspect.getsource(type(fault)) + inspect.getsource(_scale)
 
 
 @cache

@@ -10,7 +10,7 @@ import numpy as np
 
 from attnprobe.alarms import AlarmEngine, AlarmRule
 from benchmarks.faults.cache import Cache
-from benchmarks.faults.injections import FAULTS, SEVERITIES
+from benchmarks.faults.injections import SEVERITIES
 from benchmarks.faults.judge import rules_for
 from benchmarks.faults.setup import Setup
 from benchmarks.faults.study import MAIN, Verdict
@@ -34,17 +34,15 @@ def draw(cache: Cache, rule: AlarmRule, healthy: Sequence[Verdict], faulty: Sequ
     chosen = _example(cache, rule, healthy) if rule.severity == "information" else _failure(rule, faulty)
     if chosen is None:
         return ""
-    example, other, titles, caption = chosen
+    verdict, other, titles, caption = chosen
+    example = verdict.setup
     figure, axes = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True, layout="constrained")
     for axis, setup, title in zip(axes, (example, other), titles, strict=True):
         _panel(axis, cache.read(setup), next(each for each in rules_for(setup) if each.name == rule.name))
         axis.set_title(title, fontsize=9)
-    raised = _raised(cache.read(example), rule)
-    start = FAULTS[example.fault].start if example.fault else 0
-    if start:
-        axes[0].axvline(start, color="0.4", linestyle="--", linewidth=1)
-    if raised is not None:
-        axes[0].axvline(raised, color="tab:red", linewidth=1)
+    if verdict.start:
+        axes[0].axvline(verdict.start, color="0.4", linestyle="--", linewidth=1)
+    axes[0].axvline((verdict.alarms[MAIN] | verdict.information)[rule.name], color="tab:red", linewidth=1)
     axes[0].set_ylabel(rule.name)
     axes[0].legend(fontsize=7, frameon=False)
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +51,7 @@ def draw(cache: Cache, rule: AlarmRule, healthy: Sequence[Verdict], faulty: Sequ
     return caption
 
 
-Chosen = tuple[Setup, Setup, tuple[str, str], str]
+Chosen = tuple[Verdict, Setup, tuple[str, str], str]
 _MARKS = "Dotted red the threshold, dashed the injection, red the alarm, grey the loss."
 
 
@@ -69,22 +67,25 @@ def _failure(rule: AlarmRule, faulty: Sequence[Verdict]) -> Chosen | None:
         first, severe = next(iter(verdict.alarms[MAIN])) == name, verdict.setup.severity == SEVERITIES[-1]
         return name in verdict.accepted(MAIN), first, severe, verdict.setup.layers
 
-    setup = max(raised, key=shows_it).setup
+    example = max(raised, key=shows_it)
+    setup = example.setup
     titles = (f"{setup.fault}, {setup.severity}", "the healthy twin")
-    return setup, setup.twin, titles, f"{str(setup).capitalize()}: left with the fault, right without. {_MARKS}"
+    return example, setup.twin, titles, f"{str(setup).capitalize()}: left with the fault, right without. {_MARKS}"
 
 
 def _example(cache: Cache, rule: AlarmRule, healthy: Sequence[Verdict]) -> Chosen | None:
     """A healthy run in which there is something to tell, and one, of the same task if there is one, without."""
-    setups = [v.setup for v in healthy if v.setup.variant == "plain"]
-    shown = {setup: run for setup in setups if _readings(run := cache.read(setup), rule)}
-    told = {setup: _raised(run, rule) is not None for setup, run in shown.items()}
-    if len(set(told.values())) < 2:
+    plain = [verdict for verdict in healthy if verdict.setup.variant == "plain"]
+    example = next((verdict for verdict in plain if rule.name in verdict.information), None)
+    if example is None:
         return None
-    example = next(setup for setup in told if told[setup])
-    quiet = [setup for setup in told if not told[setup]]
-    other = min(quiet, key=lambda setup: (setup.task != example.task, setup.layers != example.layers))
-    return example, other, (str(example), str(other)), f"Two healthy runs. {_MARKS}"
+    task, layers = example.setup.task, example.setup.layers
+    quiet = [verdict.setup for verdict in plain if rule.name not in verdict.information]
+    quiet.sort(key=lambda setup: (setup.task != task, setup.layers != layers))
+    other = next((setup for setup in quiet if _readings(cache.read(setup), rule)), None)
+    if other is None:
+        return None
+    return example, other, (str(example.setup), str(other)), f"Two healthy runs. {_MARKS}"
 
 
 def _panel(axis: Any, run: Run, rule: AlarmRule) -> None:
@@ -104,12 +105,6 @@ def _panel(axis: Any, run: Run, rule: AlarmRule) -> None:
     axis.set_xlabel("step")
     axis.set_zorder(losses.get_zorder() + 1)
     axis.patch.set_visible(False)
-
-
-def _raised(run: Run, rule: AlarmRule) -> int | None:
-    """The first step at which the rule raises its alarm."""
-    engine = AlarmEngine([rule], uninformed_loss=TASKS[run.setup.task].uninformed(), strict=True)
-    return next((report.step for report in run.reports if engine.update(report)), None)
 
 
 def _readings(run: Run, rule: AlarmRule) -> dict[str, tuple[list[int], list[float]]]:

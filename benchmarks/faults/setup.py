@@ -27,6 +27,7 @@ TOO_SLOW = {("order", "sgd")}
 #: Layers and heads, by seed.
 SIZES = ((1, 1), (2, 2), (1, 4), (2, 4), (1, 8), (3, 4), (1, 2), (2, 8))
 STEPS = 300
+NOTHING = Fault()
 #: No seed is in both. Rules were chosen on some of the first three hundred, earlier evaluations' among them.
 TUNING, HELD_OUT = range(300), range(300, 400)
 
@@ -53,6 +54,11 @@ class Setup:
     def twin(self) -> Setup:
         """The same run without the fault."""
         return replace(self, fault="", severity="")
+
+    @property
+    def injected(self) -> Fault:
+        """What is done to it: nothing, where it names no fault."""
+        return FAULTS.get(self.fault, NOTHING)
 
     @property
     def length(self) -> int:

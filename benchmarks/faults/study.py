@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,7 +18,6 @@ from attnprobe.alarms import ALL_ALARMS
 from attnprobe.alarms.losses import INFORMED
 from benchmarks.faults.accepted import ACCEPTED
 from benchmarks.faults.cache import Cache
-from benchmarks.faults.injections import FAULTS
 from benchmarks.faults.judge import judge
 from benchmarks.faults.naive import NAIVE
 from benchmarks.faults.outcome import LAST, ends_above, leaves_band
@@ -45,7 +44,7 @@ class Verdict:
         alarms: of each protocol, the first step at which each alarm was raised after the injection, in that order.
         naive: the first step after the injection at which each naive rule fires, where it does.
         learned: whether the loss ended below 98% of the uninformed one.
-        information: what was told that is no alarm, under ``MAIN``.
+        information: under ``MAIN``, the first step at which each thing was told that is no alarm.
     """
 
     setup: Setup
@@ -55,7 +54,7 @@ class Verdict:
     alarms: dict[tuple[int, bool], dict[str, int]]
     naive: dict[str, int]
     learned: bool
-    information: Set[str] = frozenset()
+    information: dict[str, int] = field(default_factory=dict)
 
     @property
     def counted(self) -> bool:
@@ -66,6 +65,10 @@ class Verdict:
         """The accepted alarms that were raised, and when."""
         right = ACCEPTED[self.setup.fault].alarms
         return {name: step for name, step in self.alarms[protocol].items() if name in right}
+
+    def found(self, protocol: tuple[int, bool]) -> int | None:
+        """The step of the first accepted alarm; None where the fault was missed."""
+        return min(self.accepted(protocol).values(), default=None)
 
 
 def fill(cache: Cache, setups: Iterable[Setup], jobs: int) -> None:
@@ -100,7 +103,7 @@ def _fill(directory: Path, setup: Setup) -> Setup:
 def _verdict(directory: Path, setup: Setup) -> Verdict:
     cache = Cache(directory)
     run = cache.read(setup)
-    start = FAULTS[setup.fault].start if setup.fault else 0
+    start = setup.injected.start
     twin = cache.read(setup.twin).losses if setup.fault else run.losses
     left, disturbed = leaves_band(run.losses, twin, start), ends_above(run.losses, twin)
     heard = {(every, informed): judge(run, every=every, informed=informed) for every, informed in PROTOCOLS}
@@ -108,7 +111,7 @@ def _verdict(directory: Path, setup: Setup) -> Verdict:
         protocol: {name: step for name, step in raised.items() if step >= start and name not in INFORMATION}
         for protocol, raised in heard.items()
     }
-    information = INFORMATION & heard[MAIN].keys()
+    information = {name: step for name, step in heard[MAIN].items() if name in INFORMATION}
     fired = {name: [step for step in rule(run) if step >= start] for name, rule in NAIVE.items()}
     naive = {name: steps[0] for name, steps in fired.items() if steps}
     last = run.losses[-LAST:]

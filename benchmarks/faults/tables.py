@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
@@ -46,8 +47,7 @@ def misses(faulty: Sequence[Verdict], protocol: tuple[int, bool] = MAIN) -> str:
             if not cell:
                 continue
             counted = [v for v in cell if v.counted]
-            found = [v for v in counted if v.accepted(protocol)]
-            delays = [min(v.accepted(protocol).values()) - v.start for v in found]
+            found = [(v, step) for v in counted if (step := v.found(protocol)) is not None]
             any_alarm = sum(bool(v.alarms[protocol]) for v in cell)
             missed = f"{len(counted) - len(found)} of {len(counted)}" if counted else "-"
             rows.append(
@@ -58,8 +58,8 @@ def misses(faulty: Sequence[Verdict], protocol: tuple[int, bool] = MAIN) -> str:
                     sum(v.disturbed for v in cell),
                     any_alarm,
                     missed,
-                    _median(delays),
-                    _lead(found, protocol),
+                    _median([step - v.start for v, step in found]),
+                    _lead(found),
                 )
             )
     head = ("fault", "severity", "runs", "loss ended above the band", "any alarm", "missed", "delay", "lead")
@@ -124,16 +124,15 @@ def _median(values: Sequence[int]) -> str:
     return f"{median(values):.0f}" if values else "-"
 
 
-def _lead(found: Sequence[Verdict], protocol: tuple[int, bool]) -> str:
-    """Median lead, and how many runs left the band.
+def _lead(found: Sequence[tuple[Verdict, int]]) -> str:
+    """Median lead of alarms at these steps, and how many runs left the band.
 
     A run that stays in the band would leave it after its end if at all: to leave such runs out would keep those whose
     loss is quick. They count with the steps that were left, and the median of such bounds is a bound.
     """
     if not found:
         return "-"
-    alarms = [min(v.accepted(protocol).values()) for v in found]
-    leads = [(v.setup.steps if v.left is None else v.left) - alarm for v, alarm in zip(found, alarms, strict=True)]
-    middle = median(leads)
-    bound = any(v.left is None and lead <= middle for v, lead in zip(found, leads, strict=True))
-    return f"{'≥ ' if bound else ''}{middle:+.0f} ({sum(v.left is not None for v in found)} left)"
+    known = [v.left - step for v, step in found if v.left is not None]
+    bounds = [v.setup.steps - step for v, step in found if v.left is None]
+    middle = median(known + bounds)
+    return f"{'≥ ' if min(bounds, default=math.inf) <= middle else ''}{middle:+.0f} ({len(known)} left)"

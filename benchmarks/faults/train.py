@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from attnprobe import AttentionProbe
 from attnprobe.report import StepReport
-from benchmarks.faults.injections import FAULTS, SEVERITIES, Fault
+from benchmarks.faults.injections import SEVERITIES
 from benchmarks.faults.model import Transformer
 from benchmarks.faults.setup import Setup
 from benchmarks.faults.tasks import IGNORED, TASKS, Batch
@@ -45,7 +45,7 @@ class Run:
 def train(setup: Setup) -> Run:
     """Train ``setup`` to its end, whatever happens."""
     torch.manual_seed(setup.seed)
-    task, fault, run = TASKS[setup.task], FAULTS.get(setup.fault, Fault()), Run(setup)
+    task, fault, run = TASKS[setup.task], setup.injected, Run(setup)
     level = dict(zip(SEVERITIES, fault.levels, strict=False)).get(setup.severity, math.nan)
     model = build(setup)
     fault.prepare(model, level)
