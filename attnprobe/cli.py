@@ -36,10 +36,10 @@ def _parser() -> argparse.ArgumentParser:
 
     markov = commands.add_parser(
         "markov",
-        help="train the sticky Markov task under SGD and under the EM-like schedule, watched",
-        description="Train the sticky Markov task with Lightning under plain SGD and under the EM-like schedule "
-        "(value rate x10), watch the attention head, and write TensorBoard events, JSONL, a summary and a picture "
-        "to the first free run-NNN in the log directory.",
+        help="train the sticky Markov task under SGD, under the EM-like schedule and other arms, watched",
+        description="Train the sticky Markov task with Lightning under plain SGD and under other arms, by default the "
+        "EM-like schedule (value rate x10); watch the attention head of every seed, and write TensorBoard events, "
+        "JSONL, a summary with confidence intervals and a picture to the first free run-NNN in the log directory.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     markov.add_argument("--logdir", type=Path, default=Path("runs/markov"), metavar="DIR", help="where runs go")
@@ -52,7 +52,28 @@ def _parser() -> argparse.ArgumentParser:
         default="clean",
         help="clean: self-transition 0.3, each seed's own threshold; authors: as in their public script",
     )
+    markov.add_argument(
+        "--arms",
+        default="sgd,v10",
+        metavar="A,B",
+        help="what is compared with sgd: momentum, adam, adamw or tuned (base rate); v, qk, o or all with a factor "
+        "(v5: the value weights learn five times as fast); or both, as in adam-v10 and tuned-v10",
+    )
+    markov.add_argument("--jobs", type=_count(1), metavar="N", help="arms that train at once (default: one per core)")
     markov.set_defaults(run=_markov)
+
+    paper = commands.add_parser(
+        "paper",
+        help="run one of the experiments that check the paper's claims; without a name, list them",
+        description="Run one of the experiments that check the paper's claims, and write its numbers, its picture and "
+        "TensorBoard events to the first free run-NNN below the directory. Without a name, list them.",
+    )
+    paper.add_argument("name", nargs="?", metavar="NAME", help="which experiment")
+    paper.add_argument("--out", type=Path, default=Path("runs/paper"), metavar="DIR", help="default: runs/paper")
+    paper.add_argument("--seeds", type=_count(1), metavar="K", help="number of seeds (default: the experiment's own)")
+    paper.add_argument("--steps", type=_count(1), metavar="N", help="training steps (default: the experiment's own)")
+    paper.add_argument("--jobs", type=_count(1), metavar="N", help="trainings at once (default: one per core)")
+    paper.set_defaults(run=_paper)
 
     toy = commands.add_parser(
         "toy",
@@ -113,11 +134,20 @@ def _count(least: int) -> type[int]:
 
 
 def _markov(options: argparse.Namespace) -> str:
+    from attnprobe.experiments.ensemble.arms import parse
     from attnprobe.experiments.markov.run import run
 
-    return run(
-        options.logdir, steps=options.steps, seeds=options.seeds, length=options.length, protocol=options.protocol
-    )
+    sizes = {name: getattr(options, name) for name in ("steps", "seeds", "length", "protocol", "jobs")}
+    return run(options.logdir, arms=parse(options.arms), **sizes)
+
+
+def _paper(options: argparse.Namespace) -> str:
+    from attnprobe.experiments.paper.base import EXPERIMENTS, run
+
+    if options.name is None:
+        width = max(map(len, EXPERIMENTS))
+        return "\n".join(f"  {name:{width}}  {question}" for name, question in EXPERIMENTS.items())
+    return run(options.name, options.out, seeds=options.seeds, steps=options.steps, jobs=options.jobs)
 
 
 def _toy(options: argparse.Namespace) -> str:

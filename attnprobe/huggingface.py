@@ -1,11 +1,11 @@
-"""AttentionMonitorCallback: the probe as a callback of the Hugging Face ``Trainer``."""
+"""AttentionMonitorCallback and ValueScheduleCallback: callbacks of the Hugging Face ``Trainer``."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, Literal
 
@@ -14,10 +14,13 @@ from torch import Tensor
 
 from attnprobe.alarms import DEFAULT_ALARMS, AlarmRule
 from attnprobe.catalog import Statistic, select
-from attnprobe.errors import ConfigurationError
+from attnprobe.errors import ConfigurationError, ScheduleError
 from attnprobe.extent import Extent
 from attnprobe.probe import AttentionProbe, Names, check_options, runnable, writer_list
 from attnprobe.report import StepReport
+from attnprobe.schedules.finding import needs_confirmation
+from attnprobe.schedules.handle import ScheduleHandle
+from attnprobe.schedules.value_rate import ValueLearningRate, check_schedule
 from attnprobe.writers.aggregates import aggregates
 from attnprobe.writers.base import Writer
 
@@ -29,6 +32,7 @@ except ImportError as error:
 
 #: Where the trainer's state, and with it ``trainer_state.json`` of every checkpoint, holds the probe's.
 STATE = "attnprobe"
+SCHEDULE_STATE = "attnprobe.value_schedule"
 
 
 class AttentionMonitorCallback(TrainerCallback):  # type: ignore[misc]
@@ -181,6 +185,78 @@ class AttentionMonitorCallback(TrainerCallback):  # type: ignore[misc]
         self._trainer = None
         if self.probe is not None:
             self.probe.close()
+
+
+class ValueScheduleCallback(TrainerCallback):  # type: ignore[misc]
+    """Lets the value projection learn ``multiplier`` times as fast as the rest during ``Trainer.train()``.
+
+    See ``attnprobe.schedules.ValueLearningRate``, which it attaches to the optimizer that the trainer made, and takes
+    out of it when training ends. A checkpoint remembers multiplier and names: a training that resumes with others
+    warns, and goes on with its own.
+
+    Args:
+        multiplier, parameters: as for ``ValueLearningRate``.
+        confirm: runs a forward pass of the model that it is given, ``lambda model: model(**batch)``; called once,
+            before the first step. None takes the model's own ``dummy_inputs`` where fused weights need it.
+
+    Attributes:
+        schedule: the ``ValueLearningRate`` at work, None before ``train``.
+
+    Raises:
+        ConfigurationError: an argument that cannot work.
+        ScheduleError: in ``train``, where the schedule would not be exact.
+    """
+
+    def __init__(
+        self,
+        multiplier: float = 10.0,
+        *,
+        parameters: str | Iterable[str] | None = None,
+        confirm: Callable[[Any], object] | None = None,
+    ) -> None:
+        super().__init__()
+        check_schedule(multiplier, confirm, "lambda model: model(**batch)")
+        self.multiplier, self.parameters, self.confirm = multiplier, parameters, confirm
+        self.schedule: ValueLearningRate | None = None
+        self._handle: ScheduleHandle | None = None
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        self._end()  # a training that raised had no other end
+        confirm = self.confirm
+        if confirm is None and needs_confirmation(model, self.parameters):
+            confirm = _run_dummy
+        self.schedule = ValueLearningRate(
+            model,
+            self.multiplier,
+            parameters=self.parameters,
+            confirm=None if confirm is None else lambda: confirm(model),
+        )
+        self._handle = self.schedule.attach(optimizer)
+        # As text, for the reason that AttentionMonitorCallback has.
+        self.schedule.load_state_dict(json.loads(state.stateful_callbacks.get(SCHEDULE_STATE, "{}")))
+        state.stateful_callbacks[SCHEDULE_STATE] = json.dumps(self.schedule.state_dict())
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+
+def _run_dummy(model: Any) -> None:
+    """A forward pass on what transformers itself runs a model on, for want of a batch."""
+    try:
+        inputs = model.dummy_inputs
+        model(**{name: x.to(model.device) if isinstance(x, Tensor) else x for name, x in inputs.items()})
+    except Exception as error:
+        raise ScheduleError(
+            f"{type(model).__name__} does not run on its own dummy_inputs ({type(error).__name__}: {error}). Pass "
+            "confirm=, a function that runs one forward pass of the model, such as lambda model: model(**batch)."
+        ) from error
 
 
 class SharedEventsWriter:

@@ -1,9 +1,9 @@
-"""AttentionMonitor: the probe as a Lightning callback, for ``lightning`` and ``pytorch_lightning`` alike."""
+"""AttentionMonitor and ValueSchedule: callbacks for ``lightning`` and ``pytorch_lightning`` alike."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,8 @@ from attnprobe.catalog import Statistic, select
 from attnprobe.extent import Extent
 from attnprobe.probe import AttentionProbe, Names, check_options, runnable, writer_list
 from attnprobe.report import StepReport
+from attnprobe.schedules.handle import ScheduleHandle
+from attnprobe.schedules.value_rate import ValueLearningRate, check_schedule
 from attnprobe.writers.aggregates import aggregates
 from attnprobe.writers.base import Writer
 
@@ -173,6 +175,75 @@ class AttentionMonitor(*_callback_classes()):  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
+
+
+class ValueSchedule(*_callback_classes()):  # type: ignore[misc]
+    """Lets the value projection learn ``multiplier`` times as fast as the rest, from the first batch of ``fit`` on.
+
+    See ``attnprobe.schedules.ValueLearningRate``, which it attaches to every optimizer that holds value weights, and
+    takes out of them when training ends. A checkpoint remembers multiplier and names: a fit that resumes with others
+    warns, and goes on with its own.
+
+    Args:
+        multiplier, parameters: as for ``ValueLearningRate``.
+        confirm: runs a forward pass of the module on a batch, ``lambda module, batch: module(batch[0])``; called once,
+            with the first batch. Fused weights need it.
+
+    Attributes:
+        schedule: the ``ValueLearningRate`` at work, None before the first batch.
+
+    Raises:
+        ConfigurationError: an argument that cannot work.
+        ScheduleError: in ``fit``, where the schedule would not be exact.
+    """
+
+    def __init__(
+        self,
+        multiplier: float = 10.0,
+        *,
+        parameters: str | Iterable[str] | None = None,
+        confirm: Callable[[Any, Any], object] | None = None,
+    ) -> None:
+        super().__init__()
+        check_schedule(multiplier, confirm, "lambda module, batch: module(batch[0])")
+        self.multiplier, self.parameters, self.confirm = multiplier, parameters, confirm
+        self.schedule: ValueLearningRate | None = None
+        self._handles: list[ScheduleHandle] = []
+        self._state: dict[str, Any] = {}  # of a checkpoint, until training starts
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._handles:
+            return
+        confirm = self.confirm
+        with trainer.precision_plugin.forward_context():
+            self.schedule = ValueLearningRate(
+                pl_module,
+                self.multiplier,
+                parameters=self.parameters,
+                confirm=None if confirm is None else lambda: confirm(pl_module, batch),
+            )
+        holding = [optimizer for optimizer in trainer.optimizers if self.schedule.members(optimizer)]
+        for optimizer in holding or trainer.optimizers:
+            self._handles.append(self.schedule.attach(optimizer))
+        self.schedule.load_state_dict(self._state)
+        self._state = {}
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._end()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._state) if self._state or self.schedule is None else self.schedule.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state = state_dict
 
 
 def _logger_writers(trainer: Any) -> list[Writer]:

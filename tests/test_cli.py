@@ -1,21 +1,15 @@
 """The command line: what it does, and what it says when it cannot."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from attnprobe import __version__
 from attnprobe.cli import main
-from attnprobe.experiments.markov.run import seeds_of
-from attnprobe.experiments.markov.task import entropy_rate, sequences, transitions
 from attnprobe.report import Alarm, StepReport
-from attnprobe.writers import JSONLWriter, read_jsonl
-
-SMALL = ["--steps", "60", "--seeds", "1", "--length", "64"]
+from attnprobe.writers import JSONLWriter
 
 
 def test_help_and_version() -> None:
@@ -23,6 +17,7 @@ def test_help_and_version() -> None:
     done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
     assert "markov" in done.stdout
     assert "toy" in done.stdout
+    assert "paper" in done.stdout
     assert "report" in done.stdout
     assert "calibrate" in done.stdout
     assert __version__ in subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
@@ -37,6 +32,8 @@ def test_help_and_version() -> None:
         (["markov", "--steps", "many"], "whole number"),
         (["markov", "--length", "1"], "must be at least 2"),
         (["markov", "--protocol", "other"], "invalid choice"),
+        (["markov", "--jobs", "0"], "must be at least 1"),
+        (["paper", "manifold", "--seeds", "0"], "must be at least 1"),
         (["toy", "--lr", "fast"], "invalid float"),
         (["report"], "RUN_DIR"),
         (["calibrate"], "RUN_DIR"),
@@ -65,33 +62,22 @@ def test_toy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "toy.png" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("protocol", ["clean", "authors"])
-def test_markov(protocol: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for _ in range(2):
-        assert main(["markov", "--logdir", str(tmp_path), "--protocol", protocol, *SMALL]) == 0
-    out, err = capfd.readouterr()
-    assert f"tensorboard --logdir {tmp_path / 'run-002'}" in out
-    assert "Traceback" not in err
-    for text in ("normalized_entropy", "Alarms:", "held-out", "What it does not show"):
-        assert text in out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run-001", "run-002"]  # nothing overwritten
+@pytest.mark.parametrize(("arguments", "said"), [(["markov", "--arms", "sgd,lion"], "no arm is called 'lion'"),
+                                                 (["paper", "nonsense"], "manifold")])  # fmt: skip
+def test_names_that_stand_for_nothing(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
-    runs = sorted(tmp_path.glob("run-001/*/seed*"))
-    assert len(runs) == 2
-    for run in runs:
-        lines = read_jsonl(run)
-        assert [line["step"] for line in lines] == [0, 10, 20, 30, 40]
-        assert all(json.dumps(line, allow_nan=False) for line in lines)
-        assert len(list(run.glob("events*"))) == 1
-        events = EventAccumulator(str(run), size_guidance={"tensors": 0, "scalars": 0}).Reload()
-        assert len(events.Tensors("attnprobe/entropy")) == 5
-        assert {"attention/entropy/min", "loss"} <= set(events.Tags()["scalars"])
-    summary = json.loads((tmp_path / "run-001" / "summary.json").read_text())
-    assert summary["protocol"] == protocol
-    assert len(summary["runs"]) == 2
-    again = json.loads((tmp_path / "run-002" / "summary.json").read_text())
-    assert again["final_loss"] == summary["final_loss"]  # deterministic for a seed
-    assert (tmp_path / "run-001" / "summary.png").stat().st_size > 10_000
+
+def test_the_papers_experiments_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["paper"]) == 0
+    out = capsys.readouterr().out
+    assert "manifold" in out
+    assert "?" in out
 
 
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,29 +99,3 @@ def test_report_of_a_place_without_a_log(tmp_path: Path, capsys: pytest.CaptureF
         assert error.startswith("attnprobe: error:")
         assert said in error
         assert not out
-
-
-def test_the_task_is_what_it_says() -> None:
-    clean, authors = transitions("clean"), transitions("authors")
-    assert clean.diagonal().tolist() == pytest.approx([0.3] * 8)
-    assert authors.diagonal().tolist() == pytest.approx([0.3498] * 8, abs=5e-5)
-    assert clean.sum(-1).tolist() == pytest.approx([1.0] * 8)
-    assert entropy_rate("clean") == pytest.approx(1.8833, abs=5e-5)
-    assert entropy_rate("authors") == pytest.approx(1.8292, abs=5e-5)
-    assert seeds_of("authors", 6) == [42, 2024, 1337, 7777, 9999, 0]
-    assert seeds_of("clean", 3) == [0, 1, 2]
-
-
-def test_the_sequences_follow_the_chain() -> None:
-    """Transition frequencies within five standard errors, and x is the mean of the previous symbol plus unit noise."""
-    (first, second) = sequences("clean", 20_000, seed=1)
-    pairs = first.y[:-1] * 8 + first.y[1:]
-    counts = pairs.bincount(minlength=64).view(8, 8).double()
-    expected = transitions("clean")
-    error = (expected * (1 - expected) / counts.sum(1, keepdim=True)).sqrt()
-    assert ((counts / counts.sum(1, keepdim=True) - expected).abs() < 5 * error).all()
-    previous = first.y[:-1]
-    for symbol in range(8):
-        inside = first.x[1:][previous == symbol]
-        assert inside.std(0).mean() == pytest.approx(1, abs=0.05)
-    assert not first.x.equal(second.x)

@@ -9,14 +9,14 @@ import pytest
 from attnprobe import STATISTICS
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/alarms.md", "docs/kernels.md")
+PAGES = ("README.md", "docs/alarms.md", "docs/geometry.md", "docs/kernels.md", "docs/schedules.md")
 
 
 def _blocks(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning", "ignore:.*not have many workers")
 @pytest.mark.parametrize("page", PAGES)
 def test_code_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order and in one namespace, as a reader would paste them."""

@@ -92,7 +92,7 @@ class Session:
         self.tokens: Tensor | None = None  # [B, T], True = real token
         self.problems: dict[str, Exception] = {}  # module -> what went wrong in the probe itself
         self.tags = WeakTensorKeyDictionary()
-        self.mode = _Intercept(self)
+        self.mode = Intercept(self)
         self._softmaxes, self.unmet = 0, dict[int, str]()  # modules of softmaxes over scores, by their number
         self.live = False
         self.trouble = ""  # why what was seen is known not to be all there is
@@ -352,7 +352,7 @@ def _traced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return any(isinstance(x, torch.fx.Proxy) for x in (*args, *kwargs.values()))
 
 
-class _Intercept(TorchFunctionMode):
+class Intercept(TorchFunctionMode):
     """Hands every torch function that has a handler to it."""
 
     def __init__(self, session: Session) -> None:

@@ -1,84 +1,84 @@
-"""The paper's single-head model as a LightningModule, under plain SGD or the EM-like schedule."""
+"""One arm as a LightningModule: the paper's single-head model of every seed, trained at once."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from attnprobe.experiments.markov.task import SYMBOLS, WIDTH, Sequence
-from attnprobe.schedules import ValueLearningRate
+from attnprobe.experiments.ensemble.arms import Arm
+from attnprobe.experiments.ensemble.model import Architecture, Ensemble
+from attnprobe.experiments.ensemble.training import Course, Task, Training
+from attnprobe.experiments.markov.quiet import Progress, quiet
+from attnprobe.experiments.markov.task import SYMBOLS, WIDTH
+from attnprobe.lightning import AttentionMonitor
+from attnprobe.writers import JSONLWriter, MemoryWriter
 
-KEY_WIDTH, VALUE_WIDTH = 10, 15
-RATE, INITIAL_SCALE, VALUE_MULTIPLIER = 0.01, 0.1, 10.0
-
-Schedule = Literal["sgd", "em"]
-
-
-class Attention(nn.Module):
-    """One causal head; no bias, no output projection: the readout follows directly."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()
-        self.W_Q, self.W_K, self.W_V = (
-            nn.Parameter(INITIAL_SCALE * torch.randn(WIDTH, width, generator=generator))
-            for width in (KEY_WIDTH, KEY_WIDTH, VALUE_WIDTH)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, T, 20]`` -> ``[B, T, 15]``."""
-        query, key, value = (x @ weight for weight in (self.W_Q, self.W_K, self.W_V))
-        # The fused kernel wants one width: zero columns change no score.
-        query, key = (F.pad(tensor, (0, VALUE_WIDTH - KEY_WIDTH)) for tensor in (query, key))
-        query, key, value = (tensor.unsqueeze(1) for tensor in (query, key, value))
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=KEY_WIDTH**-0.5).squeeze(1)
+FORM = Architecture(WIDTH, SYMBOLS)
 
 
 class MarkovModel(pl.LightningModule):  # type: ignore[misc]
-    """Predicts the present symbol from all observations up to now.
+    """Predicts the present symbol from all observations up to now."""
 
-    Attributes:
-        losses: training loss of each step. held_out: step -> loss on the held-out sequence.
-    """
-
-    def __init__(self, schedule: Schedule, held_out: Sequence, seed: int, check_every: int = 10) -> None:
+    def __init__(self, arm: Arm, task: Task, seeds: tuple[int, ...]) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.attention = Attention(generator)
-        self.readout = nn.Parameter(INITIAL_SCALE * torch.randn(VALUE_WIDTH, SYMBOLS, generator=generator))
-        self.schedule, self.check_every = schedule, check_every
-        self._held_out = held_out
-        self.losses: list[float] = []
-        self.held_out: dict[int, float] = {}
+        self.model = Ensemble(FORM, seeds)
+        self.arm, self.training_course = arm, Training(self.model, task)
 
-    def forward(self, x: Tensor) -> Tensor:
-        context: Tensor = self.attention(x)
-        return context @ self.readout
-
-    def loss(self, sequence: Sequence) -> Tensor:
-        return F.cross_entropy(self(sequence.x[None])[0], sequence.y)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        if self.global_step % self.check_every == 0:
-            self.check()
-        loss = self.loss(Sequence(*batch))
-        self.losses.append(loss.item())
-        self.log("loss", loss, prog_bar=True)
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.training_course.loss()
+        # All seeds together train on the sum; what is logged, and read by the alarms, is their mean.
+        self.log("loss", loss.detach() / len(self.model.seeds), prog_bar=True)
         return loss
 
-    def check(self) -> None:
-        """Measure the loss on the held-out sequence."""
-        with torch.no_grad():
-            self.held_out[self.global_step] = self.loss(self._held_out).item()
-
     def on_train_end(self) -> None:
-        self.check()
+        self.training_course.check()
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.SGD(self.parameters(), lr=RATE)
-        if self.schedule == "em":
-            ValueLearningRate(self, VALUE_MULTIPLIER, parameters="attention.W_V").attach(optimizer)
-        return optimizer
+        return self.arm.build(self.model)
+
+
+class _Steps(Dataset[int]):
+    """The full batch belongs to the model; an epoch is a number of steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def fit(arm: Arm, task: Task, seeds: tuple[int, ...], *, steps: int, directory: Path) -> Course:
+    """Train every seed with Lightning, and write events and JSONL to ``directory``/arm."""
+    model = MarkovModel(arm, task, seeds)
+    memory = MemoryWriter()
+    logger = TensorBoardLogger(directory, name="", version=arm.name)
+    monitor = AttentionMonitor(
+        every_n_steps=50,
+        statistics="all",
+        maps="model.attention.0:0",
+        writers=[memory, JSONLWriter(logger.log_dir)],
+        action="record",
+        uninformed_loss=math.log(SYMBOLS),
+    )
+    with quiet():
+        trainer = pl.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            devices=1,
+            logger=logger,
+            log_every_n_steps=10,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            callbacks=[monitor, Progress(arm.name)],
+        )
+        trainer.fit(model, DataLoader(_Steps(steps), batch_size=None))
+    return model.training_course.course(arm, memory.reports)

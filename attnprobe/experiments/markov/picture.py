@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from attnprobe.experiments.markov.summary import NAMES
+from attnprobe.experiments.ensemble.training import Course
 from attnprobe.experiments.markov.task import entropy_rate
+from attnprobe.report import HeadMap
 
-if TYPE_CHECKING:
-    from attnprobe.experiments.markov.run import Run
-
-COLORS = {"sgd": "#0072B2", "em": "#D55E00"}
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def draw(runs: list[Run], result: dict[str, Any], path: Path) -> Path | None:
+def draw(courses: list[Course], result: dict[str, Any], path: Path) -> Path | None:
     """Write a PNG to ``path``; None without matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -22,12 +20,15 @@ def draw(runs: list[Run], result: dict[str, Any], path: Path) -> Path | None:
         return None
     figure: Any = Figure(figsize=(12, 7), layout="constrained")
     curves, maps = figure.subfigures(2, 1, height_ratios=(1, 1.1))
-    _draw_curves(curves.subplots(1, 3), runs, result["protocol"])
-    _draw_maps(maps, next((run for run in reversed(runs) if run.probes[-1].maps), runs[-1]))
-    seeds = len(result["thresholds"])
+    _draw_curves(curves.subplots(1, 3), courses, result["protocol"])
+    shown = next((course for course in courses if course.arm.name == "v10" and course.maps), courses[0])
+    if shown.maps:
+        where = f"{shown.arm.label}, seed {result['seeds'][0]}, step {shown.probe_steps[-1]:.0f}"
+        _draw_maps(maps, shown.maps[0], where)
+    seeds = len(result["seeds"])
     curves.suptitle(
         f"Sticky Markov task, {result['protocol']} protocol, T = {result['length']}, "
-        f"{seeds} seed{'s' if seeds > 1 else ''}",
+        f"{seeds} seed{'s' if seeds > 1 else ''}" + (": means, and the range over seeds" if seeds > 1 else ""),
         x=0.01,
         ha="left",
         fontsize=13,
@@ -36,14 +37,20 @@ def draw(runs: list[Run], result: dict[str, Any], path: Path) -> Path | None:
     return path
 
 
-def _draw_curves(axes: Any, runs: list[Run], protocol: Any) -> None:
+def _draw_curves(axes: Any, courses: list[Course], protocol: Any) -> None:
     loss, held_out, entropy = axes
-    for run in runs:
-        style = {"color": COLORS[run.schedule], "linewidth": 1.4, "alpha": 0.85}
-        loss.plot(run.losses, label=NAMES[run.schedule] if run.seed == runs[0].seed else None, **style)
-        held_out.plot(list(run.held_out), list(run.held_out.values()), **style)
-        steps = [report.step for report in run.probes]
-        entropy.plot(steps, [float(r["normalized_entropy"][0, 0]) for r in run.probes], marker=".", **style)
+    for index, course in enumerate(courses):
+        style = {"color": COLORS[index % len(COLORS)], "linestyle": "-" if index < len(COLORS) else "--"}
+        steps = range(len(course.losses))
+        curves = (
+            (loss, steps, course.losses),
+            (held_out, course.held_steps, course.held_out),
+            (entropy, course.probe_steps, course.statistics["normalized_entropy"][:, 0]),
+        )
+        for axis, x, values in curves:
+            axis.plot(x, values.mean(1), linewidth=1.6, label=course.arm.label, **style)
+            if len(courses) <= 4:
+                axis.fill_between(x, values.min(1), values.max(1), color=style["color"], alpha=0.15, linewidth=0)
     titles = ("Training loss (nats)", "Held-out loss (nats)", "Attention entropy / ln n (1 = uniform)")
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, loc="left", fontsize=11)
@@ -52,21 +59,20 @@ def _draw_curves(axes: Any, runs: list[Run], protocol: Any) -> None:
         axis.grid(alpha=0.25)
     lowest = entropy_rate(protocol)
     for axis in (loss, held_out):
+        bottom, top = axis.get_ylim()
+        # What diverges or memorises leaves the picture.
+        axis.set_ylim(max(min(bottom, lowest - 0.02), lowest - 0.15), min(top, 2.3))
         axis.axhline(lowest, color="0.4", linestyle=":", linewidth=1)
         axis.text(
             0.99, lowest, "lowest possible", transform=axis.get_yaxis_transform(), va="bottom", ha="right", size=8
         )
-    loss.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 0.08), fontsize=9)
+    loss.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 0.08), fontsize=9 if len(courses) <= 4 else 7)
 
 
-def _draw_maps(figure: Any, run: Run) -> None:
+def _draw_maps(figure: Any, picture: HeadMap, where: str) -> None:
     """Attention relative to uniform, compatibility and advantage at the run's last probe."""
     from matplotlib.colors import LogNorm
 
-    report = run.probes[-1]
-    if not report.maps:
-        return
-    picture = report.maps[0]
     pixels = len(picture.attention)
     seen = (~picture.attention.isnan()).sum(1, keepdim=True)
     relative = picture.attention / (picture.attention.nan_to_num(0).sum(1, keepdim=True) / seen)
@@ -94,9 +100,4 @@ def _draw_maps(figure: Any, run: Run) -> None:
             bar.minorticks_off()
         else:
             bar.formatter.set_powerlimits((-2, 3))
-    figure.suptitle(
-        f"{NAMES[run.schedule]}, seed {run.seed}, step {report.step}: block means over the visible pairs",
-        x=0.01,
-        ha="left",
-        fontsize=11,
-    )
+    figure.suptitle(f"{where}: block means over the visible pairs", x=0.01, ha="left", fontsize=11)

@@ -1,114 +1,201 @@
-"""What a set of Markov runs shows, as numbers, as text and as a picture."""
+"""What a set of Markov runs shows, as numbers and as text."""
 
 from __future__ import annotations
 
-import statistics
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from attnprobe.experiments.markov.task import Protocol, entropy_rate
+from attnprobe.experiments.ensemble.arms import PARTS
+from attnprobe.experiments.ensemble.intervals import Interval, first_below
+from attnprobe.experiments.ensemble.training import Course
+from attnprobe.experiments.markov.task import SYMBOLS, entropy_rate
 from attnprobe.report import StepReport
 from attnprobe.writers.console import table
 
 if TYPE_CHECKING:
-    from attnprobe.experiments.markov.run import Run
+    from attnprobe.experiments.markov.run import Job
 
-NAMES = {"sgd": "plain SGD", "em": "EM-like (values x10)"}
+SHOWN = (
+    ("final_loss", "final loss", 16),
+    ("final_held_out", "held-out loss", 16),
+    ("final_entropy", "entropy / ln n", 16),
+    ("steps_to_sgd_loss", "steps to SGD's loss", 22),
+    ("steps_to_sgd_held_out", "to its held-out loss", 22),
+)
 COLUMNS = ("normalized_entropy", "sink_mass", "value_norm", "relative_advantage_std", "score_grad_norm")
 
 
-def summarize(runs: list[Run], protocol: Protocol, *, steps: int, length: int) -> dict[str, Any]:
-    """Final losses, attention entropies, and how soon the EM-like runs reach SGD's final loss."""
-    arms = {schedule: [run for run in runs if run.schedule == schedule] for schedule in ("sgd", "em")}
-    finals = [run.losses[-1] for run in arms["sgd"]]
-    mean = statistics.fmean(finals)
+def summarize(courses: list[Course], job: Job) -> dict[str, Any]:
+    """Losses, attention entropies, and how soon each arm reaches the final losses of plain SGD, with intervals."""
+    sgd = courses[0]
+    finals = sgd.losses[-1]
     # The authors compare every seed with the mean over seeds; a fair comparison is within a seed.
-    thresholds = [mean] * len(finals) if protocol == "authors" else finals
-    reached = [
-        next((step for step, loss in enumerate(run.losses) if loss < threshold), None)
-        for run, threshold in zip(arms["em"], thresholds, strict=True)
-    ]
+    thresholds = np.full_like(finals, finals.mean()) if job.protocol == "authors" else finals
     return {
-        "protocol": protocol,
-        "steps": steps,
-        "length": length,
-        "final_loss": {k: [run.losses[-1] for run in v] for k, v in arms.items()},
-        "final_held_out": {k: [run.held_out[max(run.held_out)] for run in v] for k, v in arms.items()},
-        "final_entropy": {k: [_last(run, "normalized_entropy") for run in v] for k, v in arms.items()},
-        "entropy_at_threshold": [_at(run, step) for run, step in zip(arms["em"], reached, strict=True)],
-        "thresholds": thresholds,
-        "steps_to_sgd_loss": reached,
+        "protocol": job.protocol,
+        "steps": job.steps,
+        "length": job.length,
+        "seeds": list(job.seeds),
+        "entropy_rate": entropy_rate(job.protocol),
+        "thresholds": thresholds.tolist(),
+        "arms": {course.arm.name: _arm(course, sgd, thresholds, job.steps) for course in courses},
     }
 
 
-def _last(run: Run, name: str) -> float:
-    return float(run.probes[-1][name][0, 0])
+def _arm(course: Course, sgd: Course, thresholds: Any, steps: int) -> dict[str, Any]:
+    seeds = range(course.losses.shape[1])
+    entropy = course.statistics["normalized_entropy"][:, 0]
+    reached = [first_below(course.losses[:, s], thresholds[s]) for s in seeds]
+    held = [first_below(course.held_out[:, s], sgd.held_out[-1, s]) for s in seeds]
+    held_steps = [None if index is None else course.held_steps[index] for index in held]
+    at_threshold = [
+        None if step is None else entropy[np.abs(course.probe_steps - step).argmin(), s]
+        for s, step in zip(seeds, reached, strict=True)
+    ]
+    found = {
+        "final_loss": course.losses[-1],
+        "final_held_out": course.held_out[-1],
+        "best_held_out": np.nanmin(course.held_out, 0),
+        "final_entropy": entropy[-1],
+        "entropy_at_sgd_loss": at_threshold,
+        "steps_to_sgd_loss": reached,
+        "steps_to_sgd_held_out": held_steps,
+    }
+    intervals = {name: Interval.over(values).to_dict() for name, values in found.items()}
+    return {
+        "label": course.arm.label,
+        "rate": course.arm.rate,
+        "intervals": intervals,
+        "times_sooner": _ratio(Interval.over(reached), steps),
+        "seeds": {name: [_plain(value) for value in values] for name, values in found.items()},
+        "losses": _thin(course.losses),
+        "normalized_entropy": {"steps": course.probe_steps.tolist(), "mean": entropy.mean(1).tolist()},
+        "alarms": [alarm.to_dict() for alarm in course.alarms],
+    }
 
 
-def _at(run: Run, step: int | None) -> float | None:
-    """Normalised entropy at the probe next to a step."""
-    if step is None:
-        return None
-    return float(min(run.probes, key=lambda report: abs(report.step - step))["normalized_entropy"][0, 0])
+def _ratio(steps_needed: Interval, steps: int) -> list[float | None]:
+    """How many times sooner, with the ends of its interval."""
+    bounds = (steps_needed.mean, steps_needed.high, steps_needed.low)
+    return [steps / bound if bound > 0 else None for bound in bounds]
 
 
-def describe(runs: list[Run], result: dict[str, Any], directory: Path, picture: Path | None) -> str:
+def _plain(value: Any) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _thin(losses: Any) -> dict[str, Any]:
+    chosen = sorted({*range(0, len(losses), 10), len(losses) - 1})
+    return {"steps": chosen, "mean": [_plain(value) for value in losses[chosen].mean(1)]}
+
+
+def describe(
+    courses: list[Course], result: dict[str, Any], directory: Path, picture: Path | None, seconds: float
+) -> str:
     """The text of a finished run, for the terminal."""
-    first = _side_by_side({run.name: run.probes[0] for run in runs})
-    last = _side_by_side({run.name: run.probes[-1] for run in runs})
-    alarms = [f"  {run.name}: {alarm}" for run in runs for alarm in run.alarms]
+    first, last = (_side_by_side(courses, index) for index in (0, -1))
+    alarms = [f"  {course.arm.name}: {alarm}" for course in courses for alarm in course.alarms]
+    seeds = len(result["seeds"])
     lines = [
         "",
-        f"Sticky Markov task, {result['protocol']} protocol: {_count(len(result['thresholds']), 'seed')}, "
-        f"T = {result['length']}, {result['steps']} steps, {result['seconds']:.0f} s",
+        f"Sticky Markov task, {result['protocol']} protocol: {_count(seeds, 'seed')}, "
+        f"T = {result['length']}, {result['steps']} steps, {seconds:.0f} s",
         "",
-        f"Each head, at the first probe (step {first.step}) -> at the last (step {last.step}):",
+        f"Each arm's head (means over seeds), at the first probe (step {first.step}) -> the last (step {last.step}):",
         table(first, last, COLUMNS),
         "",
         f"Alarms: {'none' if not alarms else ''}",
         *alarms,
-        *_comparison(result),
+        *comparison(result),
         "",
         f"Numbers: {directory / 'summary.json'}",
         f"Picture: {picture}" if picture else "No picture: matplotlib is missing (pip install 'attnprobe[plots]')",
-        "See every head over the steps:",
+        "See every head over the steps (head 0 is the first seed):",
         f"  tensorboard --logdir {directory}",
     ]
     return "\n".join(lines)
 
 
-def _comparison(result: dict[str, Any]) -> list[str]:
-    rows = [f"{'':22}{'loss':>16}{'held-out loss':>18}{'attention entropy / ln n':>28}"]
-    for arm, name in NAMES.items():
-        values = [result[key][arm] for key in ("final_loss", "final_held_out", "final_entropy")]
-        rows.append(f"{name:22}{_spread(values[0]):>16}{_spread(values[1]):>18}{_spread(values[2]):>28}")
-    reached = [step for step in result["steps_to_sgd_loss"] if step is not None]
-    count, steps = len(result["steps_to_sgd_loss"]), result["steps"]
-    against = "SGD's final training loss"
-    against += " (mean over seeds)" if result["protocol"] == "authors" else " (of the same seed)"
-    lines = ["", "At the end (mean +- standard deviation over seeds; the lowest possible loss is "]
-    lines[-1] += f"{entropy_rate(result['protocol']):.4f}, knowing nothing costs 2.0794):"
-    lines += [*rows, ""]
-    if not reached:
-        return [*lines, f"No EM-like run got below {against} within {steps} steps: no speed-up here."]
-    mean = statistics.fmean(reached)
-    lines.append(
-        f"EM-like gets below {against} in {_spread(reached, 0)} of {steps} steps "
-        f"({len(reached)} of {count} runs): {steps / max(mean, 1):.1f} times sooner."
-    )
-    then = [value for value in result["entropy_at_threshold"] if value is not None]
-    entropies = statistics.fmean(then), statistics.fmean(result["final_entropy"]["sgd"])
-    difference = entropies[0] - entropies[1]
-    diffuse = "as diffuse as" if abs(difference) < 0.002 else f"{'more' if difference > 0 else 'less'} diffuse than"
-    lines += [
-        f"At that loss its attention is {diffuse} SGD's: entropy {entropies[0]:.3f} against {entropies[1]:.3f}.",
-        "What this shows: with this base rate, a ten times larger value rate reaches the same loss sooner.",
-        "What it does not show: that values have to be the ones. The total step is larger too, and this run has no",
-        "arm with a larger rate for everything, or with a tuned one. "
-        f"{_count(count, 'seed')} {'is' if count == 1 else 'are'} no confidence interval.",
+def comparison(result: dict[str, Any]) -> list[str]:
+    """The arms beside each other, with intervals, and what they show, of what ``summarize`` made."""
+    arms = result["arms"]
+    width = max(len(arm["label"]) for arm in arms.values()) + 1
+    lines = [
+        "",
+        f"Mean and 95% interval over {_count(len(result['seeds']), 'seed')}. The lowest possible loss is "
+        f"{result['entropy_rate']:.4f}; knowing nothing costs {math.log(SYMBOLS):.4f}.",
+        f"{'':{width}}" + "".join(f"{title:>{wide}}" for _, title, wide in SHOWN) + f"{'times sooner':>20}",
     ]
+    for name, arm in arms.items():
+        cells = [Interval.from_dict(arm["intervals"][key]) for key, *_ in SHOWN]
+        losses = "".join(f"{cell.short():>{wide}}" for cell, (*_, wide) in zip(cells[:3], SHOWN, strict=False))
+        sooner = f"{'-':>22}{'-':>22}{'-':>20}"
+        if name != "sgd":
+            steps = "".join(f"{cell.text(0):>22}" for cell in cells[3:])
+            sooner = f"{steps}{_sooner(arm['times_sooner']):>20}"
+        lines.append(f"{arm['label']:{width}}{losses}{sooner}")
+    against = "the mean over seeds of SGD's final training losses"
+    if result["protocol"] != "authors":
+        against = "SGD's final training loss of the same seed"
+    lines += ["", f"Steps: the first at which the training loss is below {against}.", *_conclusion(result)]
+    return lines
+
+
+def _sooner(bounds: list[float | None]) -> str:
+    mean, low, high = bounds
+    if mean is None:
+        return "-"
+    return f"{mean:.2f}x" + (f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else "")
+
+
+def _conclusion(result: dict[str, Any]) -> list[str]:
+    """What the arms at hand show about the paper's claim, and what they cannot."""
+    arms = result["arms"]
+    lines = []
+    em, sgd = arms.get("v10"), arms["sgd"]
+    if em is not None:
+        steps = Interval.from_dict(em["intervals"]["steps_to_sgd_loss"])
+        if not steps.count:
+            return [f"No EM-like run (V x10) got below it within {result['steps']} steps: no speed-up here."]
+        if result["protocol"] == "authors":
+            taken = [step for step in em["seeds"]["steps_to_sgd_loss"] if step is not None]
+            lines.append(
+                f"As the authors' script prints it: {np.mean(taken):.0f} +- {np.std(taken):.0f} steps, "
+                f"{result['steps'] / np.mean(taken):.1f}x (paper: 430 +- 143, 2.3x)."
+            )
+        then, rest = em["intervals"]["entropy_at_sgd_loss"]["mean"], sgd["intervals"]["final_entropy"]["mean"]
+        word = "as diffuse as" if abs(then - rest) < 0.002 else f"{'more' if then > rest else 'less'} diffuse than"
+        lines.append(f"At that loss EM-like attention is {word} SGD's: entropy {then:.3f} against {rest:.3f}.")
+        lines += _controls(arms, steps)
+    return lines
+
+
+def _controls(arms: dict[str, Any], em: Interval) -> list[str]:
+    """Which other arms with a larger total step are as fast, by their intervals."""
+    lines = ["What this shows: with this base rate, a ten times larger value rate reaches the same loss sooner."]
+    groups: dict[str, list[str]] = {"sooner than": [], "not told apart from": [], "later than": []}
+    for name, arm in arms.items():
+        steps = Interval.from_dict(arm["intervals"]["steps_to_sgd_loss"])
+        if name in ("sgd", "v10") or not steps.count:
+            continue
+        apart = steps.high < em.low or steps.low > em.high
+        word = ("sooner than" if steps.mean < em.mean else "later than") if apart else "not told apart from"
+        groups[word].append(f"{arm['label']} ({steps.mean:.0f})")
+    for word, names in groups.items():
+        if names:
+            lines.append(f"{word.capitalize()} V x10 ({em.mean:.0f} steps), by the intervals: {', '.join(names)}.")
+    if not any(groups.values()):
+        parts = ", ".join(f"{part}10 ({what} x10)" for part, (what, _) in PARTS.items() if part != "v")
+        lines.append(
+            "What it does not show: that values have to be the ones. The total step is larger too; compare with "
+            f"--arms sgd,v10,qk10,o10,all3.16,tuned,tuned-v10 ({parts})."
+        )
+    if em.of < 3:
+        lines.append(f"{_count(em.of, 'seed')} {'is' if em.of == 1 else 'are'} hardly a sample: use --seeds 20.")
     return lines
 
 
@@ -116,18 +203,11 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
-def _spread(values: list[float], digits: int = 4) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f}"
-    return f"{statistics.fmean(values):.{digits}f} +- {statistics.stdev(values):.{digits}f}"
-
-
-def _side_by_side(reports: dict[str, StepReport]) -> StepReport:
-    """Reports of several runs as one, with the run in front of the layer's name."""
-    each = list(reports.values())
-    return StepReport(
-        max(report.step for report in each),
-        tuple(f"{name} {layer}" for name, report in reports.items() for layer in report.layers),
-        tuple(heads for report in each for heads in report.heads),
-        {name: torch.cat([report[name] for report in each]) for name in each[0].statistics},
-    )
+def _side_by_side(courses: list[Course], index: int) -> StepReport:
+    """One probe of every arm as one report: an arm is a layer with one head, the mean over seeds."""
+    means = {
+        name: torch.tensor([[float(course.statistics[name][index, 0].mean())] for course in courses])
+        for name in COLUMNS
+    }
+    names = tuple(course.arm.name for course in courses)
+    return StepReport(int(courses[0].probe_steps[index]), names, (1,) * len(names), means)
