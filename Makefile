@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test matrix bench bench-short faults faults-short lint docs wheel clean
+.PHONY: demo test matrix bench bench-short faults faults-short paper lint docs wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/attnprobe markov --logdir runs/markov
@@ -33,6 +33,10 @@ faults: $(VENV)/.installed
 # Some of them, in a minute; writes nothing, and fails where a healthy run raises an alarm or a fault none.
 faults-short: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults --set short
+
+# The paper's experiments in their full sizes, about half an hour on two cores; writes the numbers in docs/paper.md.
+paper: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python docs/make_paper.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Run the experiments on the paper and write their numbers and pictures into docs/paper.md.
 
 python docs/make_paper.py                  everything, about half an hour on two cores
-python docs/make_paper.py manifold toy     some of them
+python docs/make_paper.py manifold         some of them
 python docs/make_paper.py --page           only the page, from the numbers that are there
 """
 
@@ -30,11 +30,12 @@ def measure(name: str) -> None:
     with tempfile.TemporaryDirectory() as place:
         where = "--logdir" if COMMANDS[name][0] == "markov" else "--out"
         subprocess.run([sys.executable, "-m", "attnprobe.cli", *COMMANDS[name], where, place], check=True)
-        (numbers,) = [*Path(place).rglob("summary.json"), *Path(place).rglob("result.json")]
-        (picture,) = [*Path(place).rglob("summary.png"), *Path(place).rglob("figure.png")]
+        (run,) = Path(place).rglob("run-001")
+        (numbers,) = [*run.glob("summary.json"), *run.glob("result.json")]
         NUMBERS.mkdir(exist_ok=True)
         shutil.copy(numbers, NUMBERS / f"{name}.json")
-        shutil.copy(picture, PICTURES / f"paper-{name}.png")
+        for picture in [*run.glob("summary.png"), *run.glob("figure.png")]:
+            shutil.copy(picture, PICTURES / f"paper-{name}.png")
 
 
 def block(name: str) -> str:
@@ -52,11 +53,15 @@ def page(text: str) -> str:
         before, mark, rest = text.partition(begin)
         if not mark:
             raise SystemExit(f"{PAGE.name} has no place for {name}")
-        text = f"{before}{begin}\n{block(name)}\n{end}{rest.partition(end)[2]}"
+        if (NUMBERS / f"{name}.json").exists():
+            text = f"{before}{begin}\n{block(name)}\n{end}{rest.partition(end)[2]}"
     return text
 
 
 if __name__ == "__main__":
-    for chosen in [] if sys.argv[1:] == ["--page"] else sys.argv[1:] or COMMANDS:
-        measure(chosen)
+    chosen = [] if sys.argv[1:] == ["--page"] else sys.argv[1:] or [*COMMANDS]
+    if unknown := set(chosen) - set(COMMANDS):
+        raise SystemExit(f"no experiment is called {', '.join(sorted(unknown))}; there are {', '.join(COMMANDS)}")
+    for name in chosen:
+        measure(name)
     PAGE.write_text(page(PAGE.read_text()))

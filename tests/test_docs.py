@@ -1,8 +1,10 @@
 """What the documentation shows works, and what is generated is up to date."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -45,10 +47,15 @@ def test_links_lead_somewhere(page: str) -> None:
             assert (path.parent / target).exists(), f"{page} links to {target}"
 
 
-def test_the_statistics_page_is_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("make_statistics", ROOT / "docs" / "make_statistics.py")
+def _script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_statistics_page_is_up_to_date() -> None:
+    module = _script("make_statistics")
     assert module.PAGE.read_text() == module.page(), "run make docs"
     assert all(f"### `{name}`" in module.page() for name in STATISTICS)
 
@@ -58,3 +65,28 @@ def test_the_rates_in_the_readme_are_those_of_the_page() -> None:
     assert len(rates) == 5
     page = (ROOT / "docs" / "alarms.md").read_text()
     assert [rate for rate in rates if f"| {rate} (" not in page] == []
+
+
+def test_the_papers_page_tells_what_the_experiments_measured() -> None:
+    module = _script("make_paper")
+    page = module.PAGE.read_text()
+    assert page == module.page(page), "run docs/make_paper.py --page"
+    for name, command in module.COMMANDS.items():
+        result = json.loads((module.NUMBERS / f"{name}.json").read_text())
+        assert result["steps"] >= 1000
+        assert len(result["seeds"]) >= (5 if name == "markov-authors" else 10)
+        assert f"attnprobe {' '.join(command)}" in page
+
+
+def test_every_number_of_the_claims_is_measured() -> None:
+    """What the table says with an interval stands in the measured parts below it, and every claim has a command."""
+    module = _script("make_paper")
+    table = [line for line in module.PAGE.read_text().splitlines() if line.startswith("| ")][1:]
+    measured = "\n".join(module.block(name) for name in module.COMMANDS)
+    assert len(table) >= 12
+    for line in table:
+        _claim, command, numbers, verdict = [cell.strip() for cell in line.strip("|").split(" | ")]
+        assert command.startswith("`")
+        assert verdict.startswith(("holds", "holds partly", "does not hold", "open"))
+        for number in re.findall(r"[-\d.]+ \[[^\]]+\]", numbers):
+            assert number in measured, number

@@ -14,6 +14,8 @@ from attnprobe.experiments.toy_report import writing
 if TYPE_CHECKING:
     from attnprobe.experiments.toy import Trajectory
 
+#: Tells the toy's files from those of others.
+SUFFIX = ".toy"
 #: Pixels of a matrix entry.
 ZOOM = 32
 
@@ -25,9 +27,11 @@ def write_events(result: Trajectory, directory: Path) -> None:
         WriterError: ``directory`` cannot be written.
     """
     with writing(directory / "events"):
-        for old in directory.glob("events.out.tfevents.*"):  # of the run that is being replaced, as the picture is
+        for old in directory.glob(
+            f"events.out.tfevents.*{SUFFIX}"
+        ):  # of the run that is being replaced, as the picture
             old.unlink()
-        board = SummaryWriter(str(directory))
+        board = SummaryWriter(str(directory), filename_suffix=SUFFIX)
     with board:
         curves = {"advantage_std": result.advantage_std, "normalized_entropy": result.normalized_entropy}
         for index, step in enumerate(result.steps):

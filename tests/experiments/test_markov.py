@@ -16,7 +16,7 @@ from attnprobe.experiments.ensemble.arms import Arm
 from attnprobe.experiments.ensemble.training import Course
 from attnprobe.experiments.markov import tuning
 from attnprobe.experiments.markov.run import Job, run, seeds_of
-from attnprobe.experiments.markov.summary import summarize
+from attnprobe.experiments.markov.summary import comparison, summarize
 from attnprobe.experiments.markov.task import (
     Sequence,
     entropy_rate,
@@ -121,6 +121,44 @@ def test_the_authors_protocol_compares_with_the_mean_over_seeds() -> None:
     assert result["arms"]["v10"]["times_sooner"][0] == pytest.approx(4 / 1.5)
 
 
+def test_seeds_that_do_not_get_there_are_no_speed_up() -> None:
+    late = course("o10", [[2.0, 4.0], [0.9, 3.9], [0.5, 3.0], [0.4, 2.5]], [[2.0, 4.0], [1.4, math.nan]])
+    result = summarize([SGD, EM, late], Job(Arm("sgd"), "clean", (0, 1), 4, 8, Path()))
+    assert result["arms"]["o10"]["seeds"]["steps_to_sgd_loss"] == [1, None]
+    assert result["arms"]["o10"]["times_sooner"] == [None, None, None]
+    text = "\n".join(comparison(result))
+    (line,) = [line for line in text.splitlines() if line.startswith("SGD, W_O x10")]
+    assert "1 (1 of 2)" in line
+    assert "-" in line.split()
+    assert not [line for line in text.splitlines() if "V x10, seed by seed" in line]
+    slow = course("v10", [[2.0, 4.0], [1.9, 3.9], [0.5, 3.0], [0.4, 2.5]], [[2.0, 4.0], [1.4, 3.5]])
+    text = "\n".join(comparison(summarize([SGD, slow], Job(Arm("sgd"), "clean", (0, 1), 4, 8, Path()))))
+    assert "1 of 2" in text
+    assert "reaches the same loss sooner" not in text
+
+
+def test_arms_are_compared_seed_by_seed() -> None:
+    """All seeds are a step later, however far the seeds are apart."""
+    steps, seeds = 40, 4
+    base = np.linspace(2, 1, steps)[:, None].repeat(seeds, 1)
+
+    def reaching(arm: str, at: list[int]) -> Course:
+        losses = base.copy() + 1
+        for seed, step in enumerate(at):
+            losses[step:, seed] = 0.5
+        found = course(arm, losses.tolist(), [[1.0] * seeds])
+        found.statistics["normalized_entropy"] = np.ones((steps, 1, seeds))
+        return found
+
+    courses = [reaching("sgd", []), reaching("v10", [5, 15, 25, 35]), reaching("qk10", [6, 16, 27, 36])]
+    courses[0].losses = base
+    result = summarize(courses, Job(Arm("sgd"), "clean", tuple(range(seeds)), steps, 8, Path()))
+    later = result["arms"]["qk10"]["steps_after_v10"]
+    assert later["mean"] == 1.25
+    assert later["low"] > 0
+    assert "Later than V x10, seed by seed: SGD, Q,K x10" in "\n".join(comparison(result))
+
+
 def test_tuning_finds_the_rate_with_the_fewest_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against every rate's whole training."""
     from attnprobe.experiments.ensemble.model import Ensemble
@@ -157,6 +195,9 @@ def test_the_command(protocol: str, tmp_path: Path, capfd: pytest.CaptureFixture
         directory = tmp_path / "run-001" / arm
         lines = read_jsonl(directory)
         assert [line["step"] for line in lines] == [0, 10, 20, 30, 40]
+        # The mean over seeds, which is what the alarms compare with ln 8.
+        found = json.loads((tmp_path / "run-001" / "summary.json").read_text())["arms"][arm]["losses"]["mean"]
+        assert [line["loss"] for line in lines] == pytest.approx(found[:5], rel=1e-5)
         assert all(json.dumps(line, allow_nan=False) for line in lines)
         assert len(list(directory.glob("events*"))) == 1
         events = EventAccumulator(str(directory), size_guidance={"tensors": 0, "scalars": 0}).Reload()
@@ -176,7 +217,7 @@ def test_more_arms(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatc
     out = capfd.readouterr().out
     for label in ("SGD, Q,K x10", "SGD, everything x10", "Adam", "SGD, rate"):
         assert label in out
-    assert "by the intervals" in out
+    assert "seed by seed" in out
     saved = json.loads((tmp_path / "run-001" / "summary.json").read_text())
     assert list(saved["arms"]) == ["sgd", "v10", "qk10", "all10", "adam", "tuned"]
     assert saved["arms"]["adam"]["intervals"]["final_loss"]["of"] == 3

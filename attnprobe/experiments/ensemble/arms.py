@@ -28,9 +28,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "o": ("W_O", ("W_O",)),
     "all": ("everything", ("W_Q", "W_K", "W_V", "W_P", "W_O")),
 }
-_FORM = re.compile(
-    r"(?P<tuned>tuned)?-?(?P<optimizer>sgd|momentum|adamw?)?-?(?:(?P<part>v|qk|o|all)(?P<times>[\d.]+))?"
-)
+_PART = re.compile(r"(v|qk|o|all)(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -59,17 +57,20 @@ class Arm:
         Raises:
             ConfigurationError: the name stands for no arm; the message shows the form.
         """
-        found = _FORM.fullmatch(name)
-        try:
-            times = float(found["times"] or 1) if found else 0.0
-        except ValueError:
-            times = 0.0
-        if not found or not name or not 0 < times < float("inf"):
+        words = name.split("-")
+        tuned = words[0] == "tuned"
+        rest = words[tuned:]
+        optimizer = rest.pop(0) if rest and rest[0] in OPTIMIZERS else "sgd"
+        found = _PART.fullmatch("-".join(rest))
+        times = float(found[2]) if found else 1.0
+        if not times or (rest and not found):
             raise ConfigurationError(
                 f"no arm is called {name!r}. Arms are sgd, momentum, adam, adamw or tuned; v, qk, o or all with a "
                 "factor above 0 (v10: the value weights learn ten times as fast); or both, as in adam-v10"
             )
-        return cls(name, found["optimizer"] or "sgd", found["part"] or "", times, bool(found["tuned"]))
+        part = found[1] if found else ""
+        parts = ("tuned" if tuned else "", optimizer if optimizer != "sgd" else "", found[0] if found else "")
+        return cls("-".join(filter(None, parts)) or "sgd", optimizer, part, times, tuned)
 
     @property
     def label(self) -> str:
@@ -95,4 +96,4 @@ class Arm:
 
 def parse(names: str) -> list[Arm]:
     """Arms of a comma-separated list, each once, in order."""
-    return [Arm.of(name) for name in dict.fromkeys(part.strip() for part in names.split(","))]
+    return list(dict.fromkeys(Arm.of(name.strip()) for name in names.split(",")))

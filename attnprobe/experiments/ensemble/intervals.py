@@ -53,7 +53,8 @@ class Interval:
         if not self.count:
             return f"none of {self.of}"
         half = "" if math.isnan(self.high) else f" +-{self.high - self.mean:.{digits}f}"
-        return f"{self.mean:.{digits}f}{half}"
+        missing = "" if self.count == self.of else f" ({self.count} of {self.of})"
+        return f"{self.mean:.{digits}f}{half}{missing}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: None where undefined."""

@@ -103,7 +103,7 @@ class Ensemble(nn.Module):
     def __init__(self, form: Architecture, seeds: Sequence[int]) -> None:
         super().__init__()
         self.form, self.seeds = form, tuple(seeds)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = weight_generators(seeds)
         last = form.layers - 1
         self.attention = nn.ModuleList(
             Attention(form, generators, projected=form.residual or layer < last) for layer in range(form.layers)
@@ -134,6 +134,11 @@ def seed_losses(logits: Tensor, y: Tensor) -> Tensor:
     """``[S]``: mean cross-entropy of logits ``[B, S, T, C]`` over the targets ``[B, S, T]`` that are not ignored."""
     each = F.cross_entropy(logits.flatten(0, 2), y.flatten(), ignore_index=IGNORED, reduction="none").view_as(y)
     return each.sum((0, 2)) / (y != IGNORED).sum((0, 2))
+
+
+def weight_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """Random numbers for each seed's weights: not those that its data are made of, which start from the seed itself."""
+    return [torch.Generator().manual_seed(1_000_000 + seed) for seed in seeds]
 
 
 def _weights(generators: Sequence[torch.Generator], shape: tuple[int, ...], form: Architecture) -> nn.Parameter:

@@ -22,43 +22,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def each(
-    work: Callable[[Given], Made],
-    items: Sequence[Given],
-    *,
-    jobs: int,
-    done: Callable[[Given, Made], None] | None = None,
-) -> list[Made]:
-    """``work`` of every item, in order; ``done`` is told of each as soon as it and all before it are there.
+def each(work: Callable[[Given], Made], items: Sequence[Given], *, jobs: int) -> list[Made]:
+    """``work`` of every item, in order.
 
     Args:
         work: a function at the top of a module.
         items: what it is called with.
         jobs: processes; with one, all happens in this process.
-        done: for progress.
     """
     if jobs < 1:
         raise ConfigurationError(f"jobs must be at least 1, got {jobs}")
-    made: list[Made] = []
-    with _results(work, items, min(jobs, len(items))) as results:
-        for item, result in zip(items, results, strict=True):
-            made.append(result)
-            if done is not None:
-                done(item, result)
-    return made
-
-
-@contextmanager
-def _results(work: Callable[[Given], Made], items: Sequence[Given], jobs: int) -> Iterator[Iterator[Made]]:
-    if jobs <= 1:
+    if (jobs := min(jobs, len(items))) == 1:
         with one_thread():
-            yield map(work, items)
-        return
+            return [work(item) for item in items]
     # A forked child would inherit the locks of torch's thread pool.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            yield pool.map(work, items)
+            return list(pool.map(work, items))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

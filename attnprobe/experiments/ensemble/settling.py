@@ -36,14 +36,19 @@ class Settling:
         distances = torch.stack([(snapshot - last).flatten(1).double().norm(dim=1) for snapshot in snapshots])
         return (distances / distances[0]).numpy()
 
-    def settled(self, name: str) -> list[float | None]:
-        """For each seed the step from which on no more than a tenth of the way is left."""
-        return [settled(self.steps, column) for column in self.remaining(name).T]
+    def settled(self, name: str, left: float = 0.1) -> list[float | None]:
+        """For each seed the step from which on no more than so much of the way is left."""
+        return [settled(self.steps, column, left) for column in self.remaining(name).T]
 
 
 def settled(steps: Sequence[int], remaining: NDArray[np.float64], left: float = 0.1) -> float | None:
-    """The first of ``steps`` from which on ``remaining`` stays at or below ``left``; None where it is NaN."""
+    """The first of ``steps`` from which on ``remaining`` stays at or below ``left``.
+
+    None where it is NaN, and where it is there in the last snapshot only, which is at 0 by definition: still moving.
+    """
     if not np.isfinite(remaining).all():
         return None
     above = np.flatnonzero(remaining > left)
+    if above.size and above[-1] >= len(steps) - 2:
+        return None
     return float(steps[above[-1] + 1]) if above.size else float(steps[0])

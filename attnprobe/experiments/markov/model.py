@@ -32,7 +32,6 @@ class MarkovModel(pl.LightningModule):  # type: ignore[misc]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self.training_course.loss()
-        # All seeds together train on the sum; what is logged, and read by the alarms, is their mean.
         self.log("loss", loss.detach() / len(self.model.seeds), prog_bar=True)
         return loss
 
@@ -41,6 +40,14 @@ class MarkovModel(pl.LightningModule):  # type: ignore[misc]
 
     def configure_optimizers(self) -> Any:
         return self.arm.build(self.model)
+
+
+class _Monitor(AttentionMonitor):
+    """All seeds together train on the sum of their losses; the alarms, and the logs, want the mean."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        mean = {"loss": outputs["loss"] / len(pl_module.model.seeds)}
+        super().on_train_batch_end(trainer, pl_module, mean, batch, batch_idx)
 
 
 class _Steps(Dataset[int]):
@@ -61,7 +68,7 @@ def fit(arm: Arm, task: Task, seeds: tuple[int, ...], *, steps: int, directory: 
     model = MarkovModel(arm, task, seeds)
     memory = MemoryWriter()
     logger = TensorBoardLogger(directory, name="", version=arm.name)
-    monitor = AttentionMonitor(
+    monitor = _Monitor(
         every_n_steps=50,
         statistics="all",
         maps="model.attention.0:0",

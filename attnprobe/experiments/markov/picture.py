@@ -84,7 +84,7 @@ def _draw_maps(figure: Any, picture: HeadMap, where: str) -> None:
     for axis, title, values in zip(axes, titles, panels, strict=True):
         bound = float(values.abs().nan_to_num(0).max()) or 1.0
         if values is relative:
-            bound = max(bound, float((1 / values).nan_to_num(0).max()), 1.01)
+            bound = max(bound, float((1 / values).nan_to_num(0, posinf=0).max()), 1.01)
             scale: dict[str, Any] = {"norm": LogNorm(1 / bound, bound)}
         else:
             scale = {"vmin": -bound, "vmax": bound}

@@ -35,6 +35,12 @@ def summarize(courses: list[Course], job: Job) -> dict[str, Any]:
     finals = sgd.losses[-1]
     # The authors compare every seed with the mean over seeds; a fair comparison is within a seed.
     thresholds = np.full_like(finals, finals.mean()) if job.protocol == "authors" else finals
+    arms = {course.arm.name: _arm(course, sgd, thresholds, job.steps) for course in courses}
+    if "v10" in arms:
+        for arm in arms.values():
+            arm["steps_after_v10"] = _difference(arm, arms["v10"], "steps_to_sgd_loss").to_dict()
+        more = _difference(arms["v10"], arms["sgd"], "entropy_at_sgd_loss", "final_entropy")
+        arms["v10"]["entropy_above_sgd"] = more.to_dict()
     return {
         "protocol": job.protocol,
         "steps": job.steps,
@@ -42,8 +48,14 @@ def summarize(courses: list[Course], job: Job) -> dict[str, Any]:
         "seeds": list(job.seeds),
         "entropy_rate": entropy_rate(job.protocol),
         "thresholds": thresholds.tolist(),
-        "arms": {course.arm.name: _arm(course, sgd, thresholds, job.steps) for course in courses},
+        "arms": arms,
     }
+
+
+def _difference(arm: dict[str, Any], other: dict[str, Any], name: str, others: str = "") -> Interval:
+    """Of what the same seeds have under two arms."""
+    pairs = zip(arm["seeds"][name], other["seeds"][others or name], strict=True)
+    return Interval.over([None if None in pair else pair[0] - pair[1] for pair in pairs])
 
 
 def _arm(course: Course, sgd: Course, thresholds: Any, steps: int) -> dict[str, Any]:
@@ -78,10 +90,10 @@ def _arm(course: Course, sgd: Course, thresholds: Any, steps: int) -> dict[str, 
     }
 
 
-def _ratio(steps_needed: Interval, steps: int) -> list[float | None]:
-    """How many times sooner, with the ends of its interval."""
-    bounds = (steps_needed.mean, steps_needed.high, steps_needed.low)
-    return [steps / bound if bound > 0 else None for bound in bounds]
+def _ratio(needed: Interval, steps: int) -> list[float | None]:
+    """How many times sooner, with the ends of its interval; None where a seed did not get there."""
+    bounds = (needed.mean, needed.high, needed.low)
+    return [steps / bound if needed.count == needed.of and bound > 0 else None for bound in bounds]
 
 
 def _plain(value: Any) -> float | None:
@@ -154,40 +166,50 @@ def _sooner(bounds: list[float | None]) -> str:
 
 def _conclusion(result: dict[str, Any]) -> list[str]:
     """What the arms at hand show about the paper's claim, and what they cannot."""
-    arms = result["arms"]
+    if (em := result["arms"].get("v10")) is None:
+        return []
+    needed = Interval.from_dict(em["intervals"]["steps_to_sgd_loss"])
+    if needed.count < needed.of:
+        return [
+            f"EM-like runs (V x10) that got below it within {result['steps']} steps: {needed.count} of {needed.of}."
+        ]
     lines = []
-    em, sgd = arms.get("v10"), arms["sgd"]
-    if em is not None:
-        steps = Interval.from_dict(em["intervals"]["steps_to_sgd_loss"])
-        if not steps.count:
-            return [f"No EM-like run (V x10) got below it within {result['steps']} steps: no speed-up here."]
-        if result["protocol"] == "authors":
-            taken = [step for step in em["seeds"]["steps_to_sgd_loss"] if step is not None]
-            lines.append(
-                f"As the authors' script prints it: {np.mean(taken):.0f} +- {np.std(taken):.0f} steps, "
-                f"{result['steps'] / np.mean(taken):.1f}x (paper: 430 +- 143, 2.3x)."
-            )
-        then, rest = em["intervals"]["entropy_at_sgd_loss"]["mean"], sgd["intervals"]["final_entropy"]["mean"]
-        word = "as diffuse as" if abs(then - rest) < 0.002 else f"{'more' if then > rest else 'less'} diffuse than"
-        lines.append(f"At that loss EM-like attention is {word} SGD's: entropy {then:.3f} against {rest:.3f}.")
-        lines += _controls(arms, steps)
-    return lines
+    if result["protocol"] == "authors":
+        taken = em["seeds"]["steps_to_sgd_loss"]
+        lines.append(
+            f"As the authors' script prints it: {np.mean(taken):.0f} +- {np.std(taken):.0f} steps, "
+            f"{result['steps'] / np.mean(taken):.1f}x (paper: 430 +- 143, 2.3x)."
+        )
+    more = Interval.from_dict(em["entropy_above_sgd"])
+    lines.append(
+        f"At that loss EM-like attention is {_compared(more, 'more diffuse than', 'less diffuse than')} SGD's: entropy "
+        f"{em['intervals']['entropy_at_sgd_loss']['mean']:.3f}, by seed {more.text(4)} more."
+    )
+    if needed.of > 1 and needed.high < result["steps"]:
+        lines.append(
+            "What this shows: with this base rate, a ten times larger value rate reaches the same loss sooner."
+        )
+    return [*lines, *_controls(result["arms"], needed)]
+
+
+def _compared(difference: Interval, more: str, less: str) -> str:
+    if math.isnan(difference.low) or difference.low <= 0 <= difference.high:
+        return "not told apart from"
+    return more if difference.mean > 0 else less
 
 
 def _controls(arms: dict[str, Any], em: Interval) -> list[str]:
-    """Which other arms with a larger total step are as fast, by their intervals."""
-    lines = ["What this shows: with this base rate, a ten times larger value rate reaches the same loss sooner."]
+    """Which other arms with a larger total step are as fast, seed by seed."""
+    lines = []
     groups: dict[str, list[str]] = {"sooner than": [], "not told apart from": [], "later than": []}
     for name, arm in arms.items():
         steps = Interval.from_dict(arm["intervals"]["steps_to_sgd_loss"])
-        if name in ("sgd", "v10") or not steps.count:
-            continue
-        apart = steps.high < em.low or steps.low > em.high
-        word = ("sooner than" if steps.mean < em.mean else "later than") if apart else "not told apart from"
-        groups[word].append(f"{arm['label']} ({steps.mean:.0f})")
+        if name not in ("sgd", "v10") and steps.count == steps.of:
+            later = Interval.from_dict(arm["steps_after_v10"])
+            groups[_compared(later, "later than", "sooner than")].append(f"{arm['label']} ({later.text(0)} steps)")
     for word, names in groups.items():
         if names:
-            lines.append(f"{word.capitalize()} V x10 ({em.mean:.0f} steps), by the intervals: {', '.join(names)}.")
+            lines.append(f"{word.capitalize()} V x10, seed by seed: {', '.join(names)}.")
     if not any(groups.values()):
         parts = ", ".join(f"{part}10 ({what} x10)" for part, (what, _) in PARTS.items() if part != "v")
         lines.append(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from attnprobe.experiments.ensemble.model import Architecture, Ensemble
+from attnprobe.experiments.ensemble.model import Architecture, Ensemble, weight_generators
 from attnprobe.experiments.mixing.layers import LinearAttention, SelectiveSSM
 from attnprobe.experiments.mixing.softmax import SoftmaxAttention
 
@@ -35,7 +34,7 @@ class MixingModel(nn.Module):
 
     def __init__(self, mechanism: str, form: Architecture, seeds: Sequence[int], length: int) -> None:
         super().__init__()
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = weight_generators(seeds)
         sizes = form.width, form.key_width, form.value_width
         made: dict[str, Callable[[], Layer]] = {
             "softmax": lambda: SoftmaxAttention(generators, *sizes),

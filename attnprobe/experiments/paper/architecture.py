@@ -22,7 +22,7 @@ from attnprobe.experiments.retrieval import FORM as RETRIEVAL
 from attnprobe.experiments.retrieval import look, retrieval
 
 CLAIM = "routing and values specialise in the same way with LayerNorm on values, residual connections and several heads"
-SEEDS, STEPS, LENGTH = 10, 1000, 200
+SEEDS, STEPS, LENGTH, SEQUENCES = 10, 1000, 200, 64
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "LayerNorm on values": {"value_norm": True},
@@ -30,10 +30,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "4 heads": {"heads": 4},
     "all three": {"value_norm": True, "residual": True, "heads": 4},
 }
-#: Rates at which the plain model learns retrieval within the steps.
+#: Rates at which the plain model learns within the steps.
 ARMS = {
     "retrieval": (Arm("sgd", rate=1.0), Arm("adam", "adam", rate=0.003)),
-    "markov": (Arm("sgd", rate=0.1), Arm("adam", "adam", rate=0.003)),
+    "markov": (Arm("sgd", rate=0.3), Arm("adam", "adam", rate=0.003)),
 }
 
 Job = tuple[str, str, Arm, Setting]
@@ -52,7 +52,7 @@ def measure(setting: Setting) -> dict[str, Any]:
 def _run(job: Job) -> dict[str, Any]:
     where, name, arm, setting = job
     form: Architecture = dataclasses.replace(RETRIEVAL if where == "retrieval" else MARKOV, **VARIANTS[name])
-    data = retrieval(setting.seeds) if where == "retrieval" else task("clean", LENGTH, setting.seeds)
+    data = retrieval(setting.seeds) if where == "retrieval" else task("clean", LENGTH, setting.seeds, count=SEQUENCES)
     model = Ensemble(form, setting.seeds)
     course = train(model, data, arm, setting.steps, probe={}, events=_events(setting.directory, job))
     best = course.held_out.min(0)
@@ -93,7 +93,11 @@ def describe(result: dict[str, Any]) -> list[str]:
         )
         lines.append(f"{where} ({least})")
         for run in (run for run in result["runs"] if run["task"] == where):
-            right = f", weight on the right token {text(run['correct_weight'], 2)}" if where == "retrieval" else ""
+            right = (
+                f", the best head's weight on the right token {text(run['correct_weight'], 2)}"
+                if where == "retrieval"
+                else ""
+            )
             lines.append(
                 f"  {run['optimizer']:4} {run['variant']:19} held-out loss {text(run['best_held_out'])}, "
                 f"entropy {text(run['entropy'], 2)}{right}"
@@ -104,9 +108,9 @@ def describe(result: dict[str, Any]) -> list[str]:
 def draw(result: dict[str, Any], figure: Any) -> None:
     figure.set_size_inches(13, 7.5)
     columns = (
-        ("best_held_out", "lowest held-out loss (nats)"),
-        ("entropy", "attention entropy / ln n at the end"),
-        ("correct_weight", "weight on the right token"),
+        ("best_held_out", "lowest held-out loss"),
+        ("entropy", "entropy / ln n at the end"),
+        ("correct_weight", "right token's weight, best head"),
     )
     grid = figure.subplots(2, 3)
     for row, where in enumerate(ARMS):
@@ -119,6 +123,9 @@ def draw(result: dict[str, Any], figure: Any) -> None:
                 continue
             plain_axes(axes, f"{where}: {title}")
             bars(axes, labels, [run[name] for run in runs], colors)
+            axes.locator_params(axis="x", nbins=4)
+            if axes is not grid[row][0]:
+                axes.set_yticklabels([])
         if where == "markov":
             grid[row][0].axvline(result["entropy_rate"], color="0.4", linestyle=":")
             low = min(run["best_held_out"]["mean"] for run in runs)

@@ -80,13 +80,17 @@ def run(name: str, out: Path, *, seeds: int | None = None, steps: int | None = N
         The text for the terminal.
     """
     experiment = find(name)
-    counts = {"seeds": seeds or experiment.SEEDS, "steps": steps or experiment.STEPS}
+    counts = {
+        "seeds": experiment.SEEDS if seeds is None else seeds,
+        "steps": experiment.STEPS if steps is None else steps,
+        "jobs": cores() if jobs is None else jobs,
+    }
     for what, count in counts.items():
         if count < 1:
             raise ConfigurationError(f"{what} must be at least 1, got {count}")
     directory = new_directory(out / name)
     began = time.perf_counter()
-    setting = Setting(tuple(range(counts["seeds"])), counts["steps"], jobs or cores(), directory)
+    setting = Setting(tuple(range(counts["seeds"])), counts["steps"], counts["jobs"], directory)
     sizes = {"experiment": name, "claim": experiment.CLAIM, "seeds": list(setting.seeds), "steps": setting.steps}
     path = directory / "result.json"
     result = write_result(path, {**sizes, **experiment.measure(setting)})

@@ -67,6 +67,7 @@ def _arm(job: Job) -> dict[str, Any]:
             followed.append(_followed(found, model.layer(0).scores(seen).detach()))
         if step in moments:
             maps.append(_by_symbol(pairs(model, x, y), y, z))
+        if step in (*moments[:-1], setting.steps - 1):  # the steps that come right after a moment, and the last one
             before.append((pairs(model, *data.at(step)), data.at(step)[0]))
 
     course = train(

@@ -59,19 +59,20 @@ def _run(job: Job) -> dict[str, Any]:
     course = train(model, data, arm, setting.steps, probe={}, events=events, observe=observe)
     # Of a deeper model, the layer in which the right token is found most.
     shares = [look(model, data.held_x, layer)[0].double().numpy() for layer in range(layers)]
-    weights = max(shares, key=lambda found: float(found.max(1).mean()))
-    before = _attention(Ensemble(form, setting.seeds), data.held_x)["0"]
+    chosen = max(range(layers), key=lambda layer: float(shares[layer].max(1).mean()))
+    weights = shares[chosen]
+    before = _attention(Ensemble(form, setting.seeds), data.held_x)[str(chosen)]
     settled = [settling.settled(str(layer)) for layer in range(layers)]
     random = np.random.default_rng(0)
     return {
         "final_held_out": interval(course.held_out[-1]),
-        "right_weight": weights.mean(0).tolist(),
+        "layer": chosen,
         "example": weights[0].tolist(),
         "best_head": interval(weights.max(1).mean(1)),
         "overlap": interval([overlap(each_seed) for each_seed in weights]),
         "overlap_by_chance": interval([_by_chance(each_seed, random) for each_seed in weights]),
         "owners": interval([len(set(each_seed.argmax(0))) for each_seed in weights]),
-        "disagreement": interval(_disagreement(_attention(model, data.held_x)["0"], heads)),
+        "disagreement": interval(_disagreement(_attention(model, data.held_x)[str(chosen)], heads)),
         "disagreement_at_start": interval(_disagreement(before, heads)),
         "settled": [interval(values) for values in settled],
         "last_layer_later": interval(
@@ -114,21 +115,23 @@ def _disagreement(attention: Tensor, heads: int) -> list[float]:
 def describe(result: dict[str, Any]) -> list[str]:
     lines = []
     for run in result["runs"]:
+        pairs = zip(run["overlap"]["values"], run["overlap_by_chance"]["values"], strict=True)
+        less = interval([None if None in pair else pair[0] - pair[1] for pair in pairs])
         lines += [
             f"{run['optimizer']}, {run['layers']} layer{'s' if run['layers'] > 1 else ''} of {run['heads']} heads: "
             f"held-out loss {text(run['final_held_out'])}",
-            f"  kinds of queries shared by two heads (cosine): {text(run['overlap'], 2)}; by chance "
-            f"{text(run['overlap_by_chance'], 2)}; {text(run['owners'], 1)} heads are the best one for some kind",
-            f"  two heads' rows differ by {text(run['disagreement'], 2)} (total variation; at the start "
-            f"{text(run['disagreement_at_start'], 2)})",
+            f"  kinds of queries shared by two heads of layer {run['layer']} (cosine): {text(run['overlap'], 2)}; "
+            f"minus that by chance {text(less, 3)}",
+            f"  {text(run['owners'], 1)} heads are the best one for some kind; two heads' rows differ by "
+            f"{text(run['disagreement'], 2)} (at the start {text(run['disagreement_at_start'], 2)})",
         ]
         if run["layers"] > 1:
             each_layer = "; ".join(text(found, 0) for found in run["settled"])
-            lines.append(
-                f"  attention of layer 0, 1, ... is 90% in place at step {each_layer}; last layer later than first by "
-                f"{text(run['last_layer_later'], 0)}"
-            )
-    return lines
+            lines += [
+                f"  attention of layer 0, 1, ... is 90% in place at step {each_layer}",
+                f"  the last layer is later than the first by {text(run['last_layer_later'], 0)} steps",
+            ]
+    return [*lines, "(rows differ: total variation; 0 alike, 1 disjoint)"]
 
 
 def draw(result: dict[str, Any], figure: Any) -> None:

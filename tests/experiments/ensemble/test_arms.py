@@ -31,14 +31,17 @@ def test_names(name, label):
     assert arm.rate == RATE
 
 
-@pytest.mark.parametrize("name", ["", "v", "v0", "x10", "v10x", "v1.2.3", "lion", "v10-adam", "v-10"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "-", "v", "v0", "x10", "v10x", "v1.2.3", "lion", "v10-adam", "v-10", "sgd-", "sgdv10", "tuned-", "adam-sgd"],
+)
 def test_names_that_stand_for_nothing(name):
     with pytest.raises(ConfigurationError, match="no arm is called"):
         Arm.of(name)
 
 
 def test_a_list():
-    assert [arm.name for arm in parse("sgd, v10,sgd")] == ["sgd", "v10"]
+    assert [arm.name for arm in parse("sgd, v10,sgd, sgd-v10,tuned-sgd")] == ["sgd", "v10", "tuned"]
 
 
 @pytest.mark.parametrize(

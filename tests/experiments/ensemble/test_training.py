@@ -42,7 +42,8 @@ def test_first_below():
 
 
 def test_settled_is_from_where_on_it_stays():
-    assert settled([0, 10, 20, 30], np.array([1.0, 0.05, 0.2, 0.0])) == 30
+    assert settled([0, 10, 20, 30, 40], np.array([1.0, 0.05, 0.2, 0.1, 0.0])) == 30
+    assert settled([0, 10, 20, 30], np.array([1.0, 0.05, 0.2, 0.0])) is None  # the last is 0 whatever happened
     assert settled([0, 10, 20, 30], np.array([1.0, 0.5, 0.1, 0.0])) == 20
     assert settled([0, 10], np.array([math.nan, math.nan])) is None
 
@@ -60,11 +61,8 @@ def test_settling_of_a_known_decay():
 
 
 def test_processes_give_what_one_process_gives():
-    done = []
     items = [16.0, 4.0, 9.0]
-    assert each(math.sqrt, items, jobs=1) == [4, 2, 3]
-    assert each(math.sqrt, items, jobs=2, done=lambda item, root: done.append((item, root))) == [4, 2, 3]
-    assert done == [(16, 4), (4, 2), (9, 3)]
+    assert each(math.sqrt, items, jobs=1) == each(math.sqrt, items, jobs=2) == [4, 2, 3]
     with pytest.raises(ConfigurationError, match="jobs must be at least 1"):
         each(math.sqrt, items, jobs=0)
     with pytest.raises(ValueError, match="math domain"):
