@@ -29,10 +29,18 @@ def refuse_kind(optimizer: Optimizer) -> None:
 
 def refuse_precision(members: Iterable[ValuePart], optimizer: Optimizer) -> None:
     """Raise ScheduleError where the update that is multiplied is not all of the update."""
-    if any(part.parameter.requires_grad and part.parameter.element_size() < 4 for part in members):
-        raise ScheduleError(
+    for part in members:
+        if reason := inexact(part, optimizer):
+            raise ScheduleError(reason)
+
+
+def inexact(part: ValuePart, optimizer: Optimizer) -> str | None:
+    """Why the update that is multiplied would not be all of the update of a weight; None where it is."""
+    if part.parameter.requires_grad and part.parameter.element_size() < 4:
+        return (
             "the value weights have less than 32 bits, so each step is rounded before it is multiplied. "
             "Keep float32 weights (autocast is fine) or use groups()."
         )
     if any(group.get("differentiable") for group in optimizer.param_groups):
-        raise ScheduleError("differentiable=True is not supported: the graph would miss the multiplication")
+        return "differentiable=True is not supported: the graph would miss the multiplication"
+    return None

@@ -21,15 +21,20 @@ def refuse_flat(named: Mapping[str, Tensor]) -> None:
 
 def refuse_sharded(model: nn.Module, named: Iterable[tuple[str, Tensor]]) -> None:
     """Raise ScheduleError where entries of one of these parameters may be missing in this process."""
+    for name, reason in sharded(model, named).items():
+        raise ScheduleError(f"{name!r} is {reason}")
+
+
+def sharded(model: nn.Module, named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """Names of those parameters of which entries may be missing in this process, and why."""
     wrapped = any(_is_a(module, "FullyShardedDataParallel") for module in model.modules())
-    for name, parameter in named:
-        if wrapped or _is_a(parameter, "DTensor"):
-            kind = "sharded by FullyShardedDataParallel" if wrapped else "a DTensor"
-            raise ScheduleError(
-                f"{name!r} is {kind}: its value entries may lie on other ranks, where neither confirm= nor a part of "
-                "it works. Fused weights need unsharded parameters, as under DistributedDataParallel; separate value "
-                "weights may be sharded, without confirm=."
-            )
+    kind = "sharded by FullyShardedDataParallel" if wrapped else "a DTensor"
+    reason = (
+        f"{kind}: its value entries may lie on other ranks, where neither confirm= nor a part of "
+        "it works. Fused weights need unsharded parameters, as under DistributedDataParallel; separate value "
+        "weights may be sharded, without confirm=."
+    )
+    return {name: reason for name, parameter in named if wrapped or _is_a(parameter, "DTensor")}
 
 
 def _is_a(thing: object, kind: str) -> bool:

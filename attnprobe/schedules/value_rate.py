@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 from attnprobe.errors import AttnProbeWarning, ConfigurationError, ScheduleError
 from attnprobe.schedules.confirm import stretches
 from attnprobe.schedules.exact import EXACT, refuse_kind, refuse_precision
-from attnprobe.schedules.finding import conventional, listed, matching, multihead
-from attnprobe.schedules.handle import ScheduleHandle, at_work
+from attnprobe.schedules.finding import conventional, listed, made, matching, multihead
+from attnprobe.schedules.handle import ScheduleHandle, at_work, multiplied_elsewhere
 from attnprobe.schedules.layouts import ValuePart
-from attnprobe.schedules.sharded import refuse_flat, refuse_sharded
+from attnprobe.schedules.sharded import refuse_flat, refuse_sharded, sharded
 
 
 class ValueLearningRate:
@@ -68,11 +68,11 @@ class ValueLearningRate:
         # Every name of a shared parameter counts: two names with two roles are a reason to refuse.
         named = dict(model.named_parameters(remove_duplicate=False))
         refuse_flat(named)
-        places, confirming = multihead(model), confirm is not None
+        places, pieces, confirming = multihead(model), made(model), confirm is not None
         if parameters is None:
-            chosen = conventional(list(named), places, confirming=confirming)
+            chosen = conventional(list(named), places, pieces, confirming=confirming)
         else:
-            chosen = matching(list(named), parameters, places, confirming=confirming)
+            chosen = matching(list(named), parameters, places, pieces, confirming=confirming)
         members = {named[name]: name for name in reversed(chosen)}  # the first name of each remains
         for name in named:
             if named[name] in members and name not in chosen:
@@ -94,13 +94,14 @@ class ValueLearningRate:
         """Multiply the steps that ``optimizer`` makes on the value weights, until the handle is removed.
 
         Up to rounding this is exact for SGD, Adam, AdamW, NAdam, RAdam, Adagrad, Adadelta, Adamax and RMSprop of torch.
+        A weight that is cast to less than 32 bits later on is left to the optimizer, with a warning.
         It costs one copy of the value entries during the step, including a closure's forward and backward (Lightning
         passes one). Nothing goes into the optimizer's ``state_dict``, and a pickled or deep-copied optimizer has no
         hooks: attach again after loading.
 
         Raises:
             ScheduleError: none of the value weights is in this optimizer, they cannot move, something already
-                multiplies them, or rescaling would not equal a higher rate.
+                multiplies them, here or in another optimizer, or rescaling would not equal a higher rate.
         """
         # Lightning and accelerate wrap the optimizer; only the inner one runs the hooks.
         while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
@@ -154,6 +155,10 @@ class ValueLearningRate:
         parts = dict(zip(self.parameters, self.parts, strict=True))
         return [parts[p] for group in optimizer.param_groups for p in group["params"] if p in parts]
 
+    def sharded(self, members: Iterable[ValuePart]) -> dict[str, str]:
+        """Names of fused weights whose value entries may be missing in this process, and why."""
+        return sharded(self._model, [(part.name, part.parameter) for part in members if part.stretch is not None])
+
     def _check(self, optimizer: Optimizer) -> None:
         """Raise where a multiplied update would not be a multiplied rate."""
         kind = type(optimizer)
@@ -163,7 +168,8 @@ class ValueLearningRate:
             raise ScheduleError(f"this {kind.__name__} holds none of the value parameters: {listed(self.names)}")
         self._refuse_frozen(members)
         refuse_precision(members, optimizer)
-        refuse_sharded(self._model, [(part.name, part.parameter) for part in members if part.stretch is not None])
+        for name, reason in self.sharded(members).items():
+            raise ScheduleError(f"{name!r} is {reason}")
         mine = {part.parameter for part in members}
         grouped = any("value_multiplier" in g and mine & set(g["params"]) for g in optimizer.param_groups)
         attached = any(mine & set(other.schedule.parameters) for other in at_work(optimizer))
@@ -171,6 +177,11 @@ class ValueLearningRate:
             raise ScheduleError(
                 f"a schedule already multiplies value parameters of this {kind.__name__}, through "
                 + ("groups()" if grouped else "attach(); remove() its handle first")
+            )
+        if other := multiplied_elsewhere(optimizer, mine):
+            raise ScheduleError(
+                f"a schedule already multiplies the same value parameters in another optimizer, "
+                f"{type(other).__name__}: both would multiply them; remove() its handle, or drop that optimizer, first"
             )
         if kind not in EXACT:
             warnings.warn(

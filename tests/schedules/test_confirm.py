@@ -122,6 +122,57 @@ def test_a_value_that_stands_alone_is_confirmed() -> None:
     assert look(model.double()) == {"v_proj.weight": "", "v_proj.bias": ""}
 
 
+@pytest.mark.parametrize("key", [None, "parameter", "buffer"])
+def test_biases_beside_a_fused_weight(key: str | None) -> None:
+    """BEiT's and Swin v2's: the keys need none."""
+
+    class Beit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
+            self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(WIDTH)) for _ in range(2))
+            if key == "parameter":
+                self.k_bias = nn.Parameter(torch.zeros(WIDTH))
+            elif key == "buffer":
+                self.register_buffer("k_bias", torch.zeros(WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            k_bias = self.k_bias if key else torch.zeros_like(self.v_bias)
+            bias = torch.cat([self.q_bias, k_bias, self.v_bias])
+            return attend(*thirds(nn.functional.linear(x, self.qkv.weight, bias)))
+
+    model = nn.Sequential(Beit(), Beit()).double()
+    assert look(model) == {
+        **{"0.v_bias": "", "0.qkv.weight": "[16:24]"},
+        **{"1.v_bias": "", "1.qkv.weight": "[16:24]"},
+    }
+    with pytest.raises(ScheduleError, match=r"'0\.qkv\.weight', '1\.qkv\.weight'.*these alone: '0\.v_bias'"):
+        ValueLearningRate(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_adapters_of_a_fused_weight() -> None:
+    peft = pytest.importorskip("peft")
+    model, _ = build("GPT2LMHeadModel")
+    options = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    model = peft.get_peft_model(model, options)
+
+    def closure() -> None:
+        model(input_ids=torch.arange(12).view(2, 6))
+
+    with pytest.raises(ScheduleError, match=r"c_attn\.base_layer\.weight'.*Pass confirm="):
+        ValueLearningRate(model, parameters="*c_attn*")
+    for options in ({}, {"parameters": "*c_attn*"}):  # lora_A feeds queries, keys and values alike
+        with pytest.raises(ScheduleError, match=r"'[^']*lora_A\.default\.weight': in .*the same entries as the values"):
+            look(model, closure=closure, **options)
+    found = look(model, closure=closure, parameters=["*.c_attn.base_layer.*", "*.c_attn.lora_B.*"])
+    assert {tuple(name.split(".c_attn.")[1:]): where for name, where in found.items()} == {
+        ("base_layer.weight",): "[:, 32:48]",
+        ("base_layer.bias",): "[32:48]",
+        ("lora_B.default.weight",): "[32:48]",
+    }
+
+
 def test_two_calls_of_one_attention_share_a_projection() -> None:
     """As in differential attention: each call has its own half of the values."""
 

@@ -12,7 +12,7 @@ from torch import nn, optim
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from attnprobe.errors import ScheduleError
+from attnprobe.errors import AttnProbeWarning, ScheduleError
 from attnprobe.schedules import ValueLearningRate
 from tests.schedules.fused import Last, Multihead, Separate, Stack, batch
 
@@ -44,6 +44,22 @@ def test_shards(mesh: object) -> None:
     model = sharded(Stack(Multihead), mesh)
     with pytest.raises(ScheduleError, match=r"in_proj_weight' is a DTensor"):
         ValueLearningRate(model).attach(optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_shards_in_a_group_that_is_added_later(mesh: object) -> None:
+    model = sharded(Stack(Multihead), mesh)
+    plain = nn.ModuleDict({"sharded": model, "whole": Stack(Multihead)})
+    optimizer = optim.SGD(plain["whole"].parameters(), lr=0.1)
+    ValueLearningRate(plain).attach(optimizer)
+    optimizer.add_param_group({"params": [*model.parameters()]})
+    old = [p.full_tensor().clone() for p in model.parameters()]
+    for p in plain.parameters():
+        p.grad = torch.ones_like(p)
+    with pytest.warns(AttnProbeWarning, match=r"in_proj_weight', '.*in_proj_bias' from here on.*DTensor"):
+        optimizer.step()
+    for p, before in zip(model.parameters(), old, strict=True):
+        torch.testing.assert_close(p.full_tensor(), before - 0.1)
+    optimizer.step()  # warnings are errors here
 
 
 def test_separate_weights_may_be_sharded(mesh: object) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn, optim
+from torch.nn.utils import parametrizations, prune
 
 from attnprobe.errors import AttnProbeWarning, ConfigurationError, ScheduleError
 from attnprobe.schedules import ValueLearningRate
@@ -290,6 +291,26 @@ def test_nothing_multiplies_twice() -> None:
         schedule.attach(grouped)
 
 
+def test_one_weight_in_two_optimizers_is_multiplied_once() -> None:
+    model = build()
+    first, second = (optim.SGD(model.parameters(), lr=0.05) for _ in range(2))
+    handle = ValueLearningRate(model).attach(first)
+    with pytest.raises(ScheduleError, match=r"already multiplies .* in another optimizer, SGD.*remove\(\) its handle"):
+        ValueLearningRate(model, parameters="layers.1.v_proj.*").attach(second)
+    handle.remove()
+    handle = ValueLearningRate(model, parameters="layers.0.*").attach(first)
+    ValueLearningRate(model, parameters="layers.1.v_proj.*").attach(second)
+    assert handle.active
+
+
+def test_an_optimizer_that_was_dropped_is_in_nobodys_way() -> None:
+    model = build()
+    for _ in range(3):  # a notebook cell that ran again
+        optimizer = optim.SGD(model.parameters(), lr=0.05)
+        optimizer.itself = optimizer  # only the garbage collector ends that
+        ValueLearningRate(model).attach(optimizer)
+
+
 def test_disjoint_schedules_share_an_optimizer() -> None:
     model = build()
     optimizer = optim.SGD(model.parameters(), lr=0.05)
@@ -409,6 +430,41 @@ def test_half_precision_weights_and_differentiable_steps_are_refused() -> None:
         ValueLearningRate(model).attach(optim.SGD(model.parameters(), lr=0.1, differentiable=True))
 
 
+def one_step(model: nn.Module, optimizer: optim.Optimizer) -> None:
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
+def test_weights_that_are_cast_after_attach_are_left_alone() -> None:
+    model, plain = build(), build()
+    optimizers = [optim.SGD(net.parameters(), lr=0.5) for net in (model, plain)]
+    ValueLearningRate(model).attach(optimizers[0])
+    for net in (model, plain):
+        net.layers[0].bfloat16()
+    with pytest.warns(AttnProbeWarning, match=r"does not multiply 'layers\.0\.v_proj\.weight', .*32 bits") as caught:
+        one_step(model, optimizers[0])
+    assert len(caught) == 1
+    one_step(plain, optimizers[1])
+    assert torch.equal(model.layers[0].v_proj.weight, plain.layers[0].v_proj.weight)
+    start = build().layers[1].v_proj.weight
+    torch.testing.assert_close(model.layers[1].v_proj.weight, start - 5)
+    one_step(model, optimizers[0])  # warnings are errors here
+
+
+def test_a_parameter_group_added_later_is_checked() -> None:
+    model = build()
+    model.layers[1].bfloat16()
+    before = model.layers[1].v_proj.weight.detach().clone()
+    optimizer = optim.SGD(model.layers[0].parameters(), lr=0.5)
+    ValueLearningRate(model).attach(optimizer)
+    optimizer.add_param_group({"params": [*model.layers[1].parameters()]})
+    with pytest.warns(AttnProbeWarning, match=r"does not multiply 'layers\.1\.v_proj\.weight'"):
+        one_step(model, optimizer)
+    assert torch.equal(model.layers[1].v_proj.weight, before - 0.5)
+    torch.testing.assert_close(model.layers[0].v_proj.weight, build().layers[0].v_proj.weight - 5)
+
+
 def test_frozen_value_weights() -> None:
     model = build()
     for name, p in model.named_parameters():
@@ -510,6 +566,73 @@ def test_fused_weights_are_refused_by_name(part: str) -> None:
     with pytest.raises(ScheduleError, match=r"to act on these alone: 'separate\.v_proj\.weight'"):
         ValueLearningRate(mixed)
     assert len(ValueLearningRate(mixed, parameters="separate.v_proj.*").names) == 2
+
+
+NORMS = {
+    "WeightNorm": (parametrizations.weight_norm, "parametrizations.weight.original0"),
+    "SpectralNorm": (parametrizations.spectral_norm, "parametrizations.weight.original"),
+    "WeightNorm (old)": (nn.utils.weight_norm, "weight_g"),
+    "SpectralNorm (old)": (nn.utils.spectral_norm, "weight_orig"),
+    "RandomUnstructured": (lambda module: prune.random_unstructured(module, "weight", 0.5), "weight_orig"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("bias", [False, True])
+def test_weights_that_a_parametrization_computes(kind: str, bias: bool) -> None:
+    norm, piece = NORMS[kind]
+    model = build()
+    for part in ("q_proj", "k_proj", "v_proj"):
+        norm(model.layers[1].get_submodule(part))
+    if not bias:
+        model.layers[1].v_proj.register_parameter("bias", None)
+    told = rf"{kind.split()[0]}\): 'layers\.1\.v_proj\.weight'.*'layers\.1\.v_proj\.{piece}'"
+    for options in ({}, {"confirm": lambda: model(batch(0)[0])}):
+        with pytest.raises(ScheduleError, match=told):
+            ValueLearningRate(model, **options)
+    if bias:
+        with pytest.raises(ScheduleError, match=told):
+            ValueLearningRate(model, parameters=["*.v_proj.weight", "*.v_proj.bias"])
+    named = ValueLearningRate(model, parameters="*.v_proj.*").names
+    assert {*named} == {name for name, _ in model.named_parameters() if "v_proj" in name}
+
+
+def test_a_value_is_found_beside_a_parametrized_query() -> None:
+    model = build(layers=1)
+    parametrizations.weight_norm(model.layers[0].q_proj)
+    assert ValueLearningRate(model).names == ("layers.0.v_proj.weight", "layers.0.v_proj.bias")
+
+
+def test_torchs_own_attention_with_a_parametrized_weight() -> None:
+    model = parametrizations.spectral_norm(nn.MultiheadAttention(8, 2), "in_proj_weight")
+    with pytest.raises(ScheduleError, match=r"SpectralNorm\): 'in_proj_weight'"):
+        ValueLearningRate(model)
+    with pytest.raises(ScheduleError, match=r"SpectralNorm\): 'in_proj_weight'"):
+        ValueLearningRate(model, parameters="in_proj_bias")
+    with pytest.raises(ScheduleError, match=r"fused weights hold more.*'parametrizations\.in_proj_weight\.original'"):
+        ValueLearningRate(model, parameters="*in_proj*")
+
+
+@pytest.mark.parametrize("name", ["c_attn.base_layer.weight", "c_attn.lora_B.default.weight", "in_proj.weight"])
+def test_a_fused_weight_is_known_by_any_part_of_its_name(name: str) -> None:
+    model: nn.Module = nn.Linear(4, 12, bias=False)
+    for part in reversed(name.split(".")[:-1]):
+        model = nn.ModuleDict({part: model})
+    for options in ({}, {"parameters": "*"}):
+        with pytest.raises(ScheduleError, match=rf"'{name}'.*Pass confirm="):
+            ValueLearningRate(model, **options)
+
+
+def test_what_is_called_like_a_fused_weight_but_is_none() -> None:
+    apart = nn.ModuleDict({"qkv": Attention()})  # q_proj, k_proj and v_proj inside
+    assert ValueLearningRate(apart).names == ("qkv.v_proj.weight", "qkv.v_proj.bias")
+    assert ValueLearningRate(apart, parameters="qkv.v_proj.*").names == ("qkv.v_proj.weight", "qkv.v_proj.bias")
+    model = nn.ModuleDict({"self_attn": Attention(), "mlp": nn.ModuleDict({"in_proj": nn.Linear(8, 8)})})
+    assert ValueLearningRate(model).names == ("self_attn.v_proj.weight", "self_attn.v_proj.bias")
+    model.attention = nn.ModuleDict({"in_proj": nn.Linear(8, 24)})
+    with pytest.raises(ScheduleError, match=r"which part: 'attention\.in_proj\.weight', 'attention\.in_proj\.bias'\."):
+        ValueLearningRate(model)
 
 
 def test_a_value_without_query_and_key_is_not_certain() -> None:
