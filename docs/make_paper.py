@@ -17,10 +17,12 @@ from attnprobe.experiments.paper.base import EXPERIMENTS, find
 
 DOCS = Path(__file__).parent
 PAGE, NUMBERS, PICTURES = DOCS / "paper.md", DOCS / "paper", DOCS / "images"
-ARMS = "sgd,v5,v10,qk10,o10,all3.16,all10,momentum,adam,adamw,tuned,tuned-v10,tuned-qk10"
+ARMS = "sgd,v5,v10,qk10,o10,all3.16,all10,momentum,adam,adamw"
+TUNED = "sgd,v10,tuned,tuned-v10,tuned-qk10"
 COMMANDS = {
     "markov-authors": ["markov", "--protocol", "authors", "--seeds", "5"],
     "markov-clean": ["markov", "--seeds", "20", "--length", "500", "--arms", ARMS],
+    "markov-tuned": ["markov", "--seeds", "20", "--length", "500", "--arms", TUNED],
     **{name: ["paper", name] for name in EXPERIMENTS},
 }
 

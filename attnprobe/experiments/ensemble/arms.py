@@ -75,7 +75,7 @@ class Arm:
     @property
     def label(self) -> str:
         """For people: ``SGD, V x10``."""
-        base = OPTIMIZERS[self.optimizer][0] + (f", rate {self.rate:g}" if self.tuned else "")
+        base = OPTIMIZERS[self.optimizer][0] + (f", rate {self.rate:.3g}" if self.tuned else "")
         return f"{base}, {PARTS[self.part][0]} x{self.times:g}" if self.part else base
 
     def build(self, model: nn.Module) -> Optimizer:

@@ -20,7 +20,13 @@ def draw(courses: list[Course], result: dict[str, Any], path: Path) -> Path | No
         return None
     figure: Any = Figure(figsize=(12, 7), layout="constrained")
     curves, maps = figure.subfigures(2, 1, height_ratios=(1, 1.1))
-    _draw_curves(curves.subplots(1, 3), courses, result["protocol"])
+    axes = curves.subplots(1, 3)
+    _draw_curves(axes, courses, result["protocol"])
+    if len(courses) <= 4:
+        axes[0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 0.08), fontsize=9)
+    else:
+        handles = axes[0].get_legend_handles_labels()
+        curves.legend(*handles, frameon=False, loc="outside lower center", ncols=5, fontsize=9)
     shown = next((course for course in courses if course.arm.name == "v10" and course.maps), courses[0])
     if shown.maps:
         where = f"{shown.arm.label}, seed {result['seeds'][0]}, step {shown.probe_steps[-1]:.0f}"
@@ -66,7 +72,6 @@ def _draw_curves(axes: Any, courses: list[Course], protocol: Any) -> None:
         axis.text(
             0.99, lowest, "lowest possible", transform=axis.get_yaxis_transform(), va="bottom", ha="right", size=8
         )
-    loss.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 0.08), fontsize=9 if len(courses) <= 4 else 7)
 
 
 def _draw_maps(figure: Any, picture: HeadMap, where: str) -> None:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from attnprobe.experiments.markov.run import Job
 
 SHOWN = (
-    ("final_loss", "final loss", 16),
-    ("final_held_out", "held-out loss", 16),
-    ("final_entropy", "entropy / ln n", 16),
-    ("steps_to_sgd_loss", "steps to SGD's loss", 22),
-    ("steps_to_sgd_held_out", "to its held-out loss", 22),
+    ("final_loss", "final loss", 17),
+    ("final_held_out", "held-out loss", 18),
+    ("final_entropy", "entropy / ln n", 17),
+    ("steps_to_sgd_loss", "steps to SGD's loss", 21),
+    ("steps_to_sgd_held_out", "to its held-out loss", 28),
 )
 COLUMNS = ("normalized_entropy", "sink_mass", "value_norm", "relative_advantage_std", "score_grad_norm")
 
@@ -140,16 +140,15 @@ def comparison(result: dict[str, Any]) -> list[str]:
         "",
         f"Mean and 95% interval over {_count(len(result['seeds']), 'seed')}. The lowest possible loss is "
         f"{result['entropy_rate']:.4f}; knowing nothing costs {math.log(SYMBOLS):.4f}.",
-        f"{'':{width}}" + "".join(f"{title:>{wide}}" for _, title, wide in SHOWN) + f"{'times sooner':>20}",
+        f"{'':{width}}" + "".join(f"{title:>{wide}}" for _, title, wide in SHOWN) + f"{'times sooner':>25}",
     ]
     for name, arm in arms.items():
-        cells = [Interval.from_dict(arm["intervals"][key]) for key, *_ in SHOWN]
-        losses = "".join(f"{cell.short():>{wide}}" for cell, (*_, wide) in zip(cells[:3], SHOWN, strict=False))
-        sooner = f"{'-':>22}{'-':>22}{'-':>20}"
-        if name != "sgd":
-            steps = "".join(f"{cell.text(0):>22}" for cell in cells[3:])
-            sooner = f"{steps}{_sooner(arm['times_sooner']):>20}"
-        lines.append(f"{arm['label']:{width}}{losses}{sooner}")
+        found = {key: Interval.from_dict(arm["intervals"][key]) for key, *_ in SHOWN}
+        texts = {key: cell.text(0) if key.startswith("steps") else cell.short() for key, cell in found.items()}
+        if name == "sgd":
+            texts |= dict.fromkeys([key for key in texts if key.startswith("steps")], "-")
+        cells = "".join(f"{texts[key]:>{wide}}" for key, _, wide in SHOWN)
+        lines.append(f"{arm['label']:{width}}{cells}{'-' if name == 'sgd' else _sooner(arm['times_sooner']):>25}")
     against = "the mean over seeds of SGD's final training losses"
     if result["protocol"] != "authors":
         against = "SGD's final training loss of the same seed"
@@ -210,6 +209,11 @@ def _controls(arms: dict[str, Any], em: Interval) -> list[str]:
     for word, names in groups.items():
         if names:
             lines.append(f"{word.capitalize()} V x10, seed by seed: {', '.join(names)}.")
+    for name, arm in arms.items():
+        base = arms.get(name.removesuffix("-v10"))
+        if base is not None and name.endswith("-v10"):
+            later = _difference(arm, base, "steps_to_sgd_loss")
+            lines.append(f"{arm['label']} needs {later.text(1)} steps more than {base['label']}, seed by seed.")
     if not any(groups.values()):
         parts = ", ".join(f"{part}10 ({what} x10)" for part, (what, _) in PARTS.items() if part != "v")
         lines.append(

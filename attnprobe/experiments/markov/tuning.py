@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import torch
+from torch import Tensor
 
 from attnprobe.errors import ConfigurationError
 from attnprobe.experiments.ensemble.arms import RATE, Arm
-from attnprobe.experiments.ensemble.model import Ensemble, seed_losses
-from attnprobe.experiments.ensemble.training import Task
+from attnprobe.experiments.ensemble.model import Ensemble
+from attnprobe.experiments.ensemble.training import Task, train
 from attnprobe.experiments.markov.model import FORM
 from attnprobe.experiments.markov.task import Protocol, task
 
@@ -20,40 +20,28 @@ SEEDS = tuple(range(10_000, 10_005))
 
 
 def tuned(arm: Arm, protocol: Protocol, *, steps: int, length: int) -> Arm:
-    """``arm`` at the rate of the grid that needs the fewest steps.
+    """``arm`` at the rate of the grid that needs the fewest steps, of those whose loss is still below it at the end.
 
     Raises:
-        ConfigurationError: plain SGD diverges on this task, so that there is no loss to reach.
+        ConfigurationError: plain SGD diverges on this task, so that there is no loss to reach, or no rate reaches it.
     """
     data = task(protocol, length, SEEDS)
-    thresholds = torch.full((len(SEEDS),), -math.inf)
-    _, thresholds = _steps_below(Arm("sgd"), data, steps, thresholds)
+    thresholds = _losses(Arm("sgd"), data, steps)[-1]
     if not thresholds.isfinite().all():
         raise ConfigurationError(f"plain SGD ends with losses {thresholds.tolist()}; there is nothing to tune for")
     taken: dict[float, float] = {}
     for rate in [rate * (0.1 if arm.optimizer.startswith("adam") else 1) for rate in GRID]:
-        # Where one seed alone needs longer than the best rate's seeds together, this rate is not the best.
-        most = min([steps, *(math.ceil(len(SEEDS) * mean) + 1 for mean in taken.values())])
-        taken[rate], _ = _steps_below(dataclasses.replace(arm, rate=rate), data, most, thresholds)
+        losses = _losses(dataclasses.replace(arm, rate=rate), data, steps)
+        if bool((losses[-1] <= thresholds).all()):
+            below = losses < thresholds
+            first = torch.where(below.any(0), below.int().argmax(0), steps)
+            taken[rate] = float(first.double().mean())
+    if not taken:
+        raise ConfigurationError(f"{arm.label} does not stay below SGD's final loss at any rate of {GRID}")
     return dataclasses.replace(arm, rate=min(taken, key=taken.__getitem__))
 
 
-def _steps_below(arm: Arm, data: Task, steps: int, thresholds: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """Mean number of steps until each seed's loss is below its threshold, and the losses at the end.
-
-    A seed that does not get there counts as ``steps``.
-    """
-    model = Ensemble(FORM, SEEDS)
-    optimizer = arm.build(model)
-    reached = torch.full((len(SEEDS),), float(steps))
-    losses = thresholds
-    for step in range(steps):
-        each = seed_losses(model(data.x), data.y)
-        losses = each.detach()
-        reached = torch.where(losses < thresholds, reached.clamp(max=step), reached)
-        if (reached < steps).all() or not losses.isfinite().any():
-            break
-        optimizer.zero_grad()
-        each.sum().backward()
-        optimizer.step()
-    return float(reached.mean()), losses
+def _losses(arm: Arm, data: Task, steps: int) -> Tensor:
+    """``[steps, S]``, before each step."""
+    training = train(Ensemble(FORM, SEEDS), data, arm, steps, check_every=steps)
+    return torch.from_numpy(training.losses)
