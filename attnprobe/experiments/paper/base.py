@@ -127,6 +127,12 @@ def interval(values: Sequence[float | None] | np.ndarray[Any, Any]) -> dict[str,
     return {**Interval.over(given).to_dict(), "values": given}
 
 
+def difference(found: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The ``interval`` of one minus another, seed by seed."""
+    pairs = zip(found["values"], other["values"], strict=True)
+    return interval([None if None in pair else pair[0] - pair[1] for pair in pairs])
+
+
 def text(found: dict[str, Any], digits: int = 3) -> str:
     """An ``interval`` in words."""
     return Interval.from_dict(found).text(digits)

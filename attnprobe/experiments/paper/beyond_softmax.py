@@ -16,7 +16,7 @@ from attnprobe.experiments.markov.model import FORM
 from attnprobe.experiments.markov.task import task
 from attnprobe.experiments.mixing.model import MECHANISMS, MixingModel
 from attnprobe.experiments.mixing.watch import Watch
-from attnprobe.experiments.paper.base import Setting, interval, text
+from attnprobe.experiments.paper.base import Setting, difference, interval, text
 from attnprobe.experiments.paper.style import COLORS, bars, plain_axes
 
 CLAIM = (
@@ -52,9 +52,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         mechanisms = {mechanism: runs[name, mechanism] for mechanism in MECHANISMS}
         for one in mechanisms.values():
             for loss in ("training", "held_out"):
-                pairs = zip(one[loss]["values"], mechanisms["softmax"][loss]["values"], strict=True)
-                more = [None if None in pair else pair[0] - pair[1] for pair in pairs]
-                one[f"{loss}_above_softmax"] = interval(more)
+                one[f"{loss}_above_softmax"] = difference(one[loss], mechanisms["softmax"][loss])
         found[name] = {"label": regime.label, "mechanisms": mechanisms}
     return {"length": LENGTH, "table": _table(setting.steps), "regimes": found}
 
@@ -109,12 +107,14 @@ def describe(result: dict[str, Any]) -> list[str]:
             above = {
                 loss: f", minus softmax's {text(run[f'{loss}_above_softmax'])}" for loss in ("held_out", "training")
             }
+            last = difference(run["followed"][-1], regime["mechanisms"]["softmax"]["followed"][-1])
+            following = f"; the last minus softmax's {text(last)}"
             if name == "softmax":
-                above = dict.fromkeys(above, "")
+                above, following = dict.fromkeys(above, ""), ""
             lines += [
                 f"  {MECHANISMS[name]}: held-out loss {text(run['held_out'])}{above['held_out']}; "
                 f"training {text(run['training'])}{above['training']}",
-                f"    weights moved as their advantage asks: {_at(run, 'followed', table)}",
+                f"    weights moved as their advantage asks: {_at(run, 'followed', table)}{following}",
                 f"    that is above chance by {_at(run, 'above_chance', table)}: {verdict(run, table)}",
                 f"    weighted by their gradients: {_at(run, 'push_followed', table)}",
                 f"    entropy {_ends(run, 'entropy')}; relative spread of the advantage {_ends(run, 'spread')}; "
@@ -123,9 +123,11 @@ def describe(result: dict[str, Any]) -> list[str]:
                 f"within rows {text(run['foretold']['rows'], 2)}",
             ]
             if "retention_followed" in run:
+                chance = zip(run["retention_followed"], run["retention_by_chance"], strict=True)
+                more = {"moments": run["moments"], "above": [difference(*pair) for pair in chance]}
                 lines += [
                     f"    retention moved against the flow: {_at(run, 'retention_followed', table)}",
-                    f"    by chance: {_at(run, 'retention_by_chance', table)}",
+                    f"    that is above chance by {_at(more, 'above', table)}",
                     f"    weighted by the flow: {_at(run, 'retention_push_followed', table)}",
                 ]
     moments = ", ".join(map(str, table))

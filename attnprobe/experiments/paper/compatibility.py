@@ -150,14 +150,14 @@ def describe(result: dict[str, Any]) -> list[str]:
 _TITLES = {
     "compatibility_with_transition": "-b is high where the key's symbol makes the target likely (correlation)",
     "attention_with_advantage": "attention is high where the advantage is (correlation)",
-    "scores_follow_advantage": "share of scores that one step moves with the sign of their advantage",
+    "scores_follow_advantage": "share of scores that a step moves as their advantage asks",
 }
 
 
 def draw(result: dict[str, Any], figure: Any) -> None:
     moments, arms = result["moments"], result["arms"]
-    figure.set_size_inches(16, 10.5)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(2.6, 1))
+    figure.set_size_inches(16, 8.2)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.9, 1))
     for sub, arm in zip(top.subfigures(1, len(arms), wspace=0.02), arms.values(), strict=True):
         sub.suptitle(arm["label"], fontsize=11)
         grid = sub.subplots(len(QUANTITIES), len(moments), sharex=True, sharey=True)

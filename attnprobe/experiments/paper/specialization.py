@@ -15,7 +15,7 @@ from attnprobe.experiments.ensemble.model import Ensemble
 from attnprobe.experiments.ensemble.parallel import each
 from attnprobe.experiments.ensemble.settling import Settling
 from attnprobe.experiments.ensemble.training import train
-from attnprobe.experiments.paper.base import Setting, interval, text
+from attnprobe.experiments.paper.base import Setting, difference, interval, text
 from attnprobe.experiments.paper.style import COLORS, bars, plain_axes
 from attnprobe.experiments.retrieval import FORM, KEYS, look, retrieval
 
@@ -115,8 +115,7 @@ def _disagreement(attention: Tensor, heads: int) -> list[float]:
 def describe(result: dict[str, Any]) -> list[str]:
     lines = []
     for run in result["runs"]:
-        pairs = zip(run["overlap"]["values"], run["overlap_by_chance"]["values"], strict=True)
-        less = interval([None if None in pair else pair[0] - pair[1] for pair in pairs])
+        less = difference(run["overlap"], run["overlap_by_chance"])
         lines += [
             f"{run['optimizer']}, {run['layers']} layer{'s' if run['layers'] > 1 else ''} of {run['heads']} heads: "
             f"held-out loss {text(run['final_held_out'])}",
