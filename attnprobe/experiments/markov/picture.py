@@ -11,6 +11,9 @@ from attnprobe.report import HeadMap
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
+#: So many arms can be told apart with their ranges.
+FEW = 4
+
 
 def draw(courses: list[Course], result: dict[str, Any], path: Path) -> Path | None:
     """Write a PNG to ``path``; None without matplotlib."""
@@ -22,7 +25,7 @@ def draw(courses: list[Course], result: dict[str, Any], path: Path) -> Path | No
     curves, maps = figure.subfigures(2, 1, height_ratios=(1, 1.1))
     axes = curves.subplots(1, 3)
     _draw_curves(axes, courses, result["protocol"])
-    if len(courses) <= 4:
+    if len(courses) <= FEW:
         axes[0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 0.08), fontsize=9)
     else:
         handles = axes[0].get_legend_handles_labels()
@@ -32,9 +35,10 @@ def draw(courses: list[Course], result: dict[str, Any], path: Path) -> Path | No
         where = f"{shown.arm.label}, seed {result['seeds'][0]}, step {shown.probe_steps[-1]:.0f}"
         _draw_maps(maps, shown.maps[0], where)
     seeds = len(result["seeds"])
+    shown_of_seeds = "" if seeds == 1 else ": means, and the range over seeds" if len(courses) <= FEW else ": means"
     curves.suptitle(
         f"Sticky Markov task, {result['protocol']} protocol, T = {result['length']}, "
-        f"{seeds} seed{'s' if seeds > 1 else ''}" + (": means, and the range over seeds" if seeds > 1 else ""),
+        f"{seeds} seed{'s' if seeds > 1 else ''}{shown_of_seeds}",
         x=0.01,
         ha="left",
         fontsize=13,
@@ -55,7 +59,7 @@ def _draw_curves(axes: Any, courses: list[Course], protocol: Any) -> None:
         )
         for axis, x, values in curves:
             axis.plot(x, values.mean(1), linewidth=1.6, label=course.arm.label, **style)
-            if len(courses) <= 4:
+            if len(courses) <= FEW:
                 axis.fill_between(x, values.min(1), values.max(1), color=style["color"], alpha=0.15, linewidth=0)
     titles = ("Training loss (nats)", "Held-out loss (nats)", "Attention entropy / ln n (1 = uniform)")
     for axis, title in zip(axes, titles, strict=True):
