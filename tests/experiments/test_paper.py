@@ -23,10 +23,16 @@ def test_an_experiment(name: str, tmp_path: Path) -> None:
     assert str(directory / "figure.png") in said
     assert (directory / "figure.png").stat().st_size > 20_000
     runs = {path.parent for path in directory.rglob("events*")}
-    assert runs
+    curves = 0
     for path in runs:
         events = EventAccumulator(str(path), size_guidance={"tensors": 0, "scalars": 0}).Reload()
-        assert [event.step for event in events.Scalars("loss/held_out")] == [0, 10, 12]
+        names = events.Tags()["scalars"]
+        assert names
+        if "loss/held_out" in names:
+            steps = [event.step for event in events.Scalars("loss/held_out")]
+            assert (steps[0], steps[-1]) == (0, 12)
+            curves += 1
+    assert curves >= 2
 
 
 def test_the_numbers_depend_on_nothing_but_the_seeds(tmp_path: Path) -> None:
