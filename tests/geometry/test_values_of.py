@@ -188,6 +188,7 @@ def test_errors() -> None:
         geometry.values_of(model, lambda: 1 / 0)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of torch, about vmap
 def test_what_cannot_be_looked_into_is_named() -> None:
     model, x = _encoder(), torch.randn(2, 6, 16)
     model.lost = _Transformed()
