@@ -69,6 +69,11 @@ class Interval:
         return cls(mean, std, low, high, found["count"], found["of"])
 
 
+def differences(left: Iterable[float | None], right: Iterable[float | None]) -> list[float | None]:
+    """One minus another, seed by seed; None where either has none."""
+    return [None if a is None or b is None else a - b for a, b in zip(left, right, strict=True)]
+
+
 def first_below(losses: Sequence[float] | np.ndarray[Any, Any], threshold: float) -> int | None:
     """The first step before which the loss is below ``threshold``."""
     below = np.flatnonzero(np.asarray(losses) < threshold)

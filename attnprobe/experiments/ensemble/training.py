@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from attnprobe.experiments.ensemble.arms import Arm
+from attnprobe.experiments.ensemble.intervals import first_below
 from attnprobe.experiments.ensemble.model import seed_losses
 from attnprobe.probe import AttentionProbe
 from attnprobe.report import Alarm, HeadMap, StepReport
@@ -68,6 +69,11 @@ class Course:
     statistics: dict[str, Array] = field(default_factory=dict)
     alarms: list[Alarm] = field(default_factory=list)
     maps: tuple[HeadMap, ...] = ()
+
+    def held_below(self, thresholds: Iterable[float]) -> list[float | None]:
+        """For each seed the first step at which its held-out loss was found below its threshold."""
+        found = [first_below(losses, threshold) for losses, threshold in zip(self.held_out.T, thresholds, strict=True)]
+        return [None if index is None else float(self.held_steps[index]) for index in found]
 
     def final(self, name: str, layer: int = 0) -> Array:
         """``[S * H]``, a statistic at the last probe."""

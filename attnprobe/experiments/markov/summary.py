@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from attnprobe.experiments.ensemble.arms import PARTS
-from attnprobe.experiments.ensemble.intervals import Interval, first_below
+from attnprobe.experiments.ensemble.intervals import Interval, differences, first_below
 from attnprobe.experiments.ensemble.training import Course
 from attnprobe.experiments.markov.task import SYMBOLS, entropy_rate
 from attnprobe.report import StepReport
@@ -54,16 +54,13 @@ def summarize(courses: list[Course], job: Job) -> dict[str, Any]:
 
 def _difference(arm: dict[str, Any], other: dict[str, Any], name: str, others: str = "") -> Interval:
     """Of what the same seeds have under two arms."""
-    pairs = zip(arm["seeds"][name], other["seeds"][others or name], strict=True)
-    return Interval.over([None if None in pair else pair[0] - pair[1] for pair in pairs])
+    return Interval.over(differences(arm["seeds"][name], other["seeds"][others or name]))
 
 
 def _arm(course: Course, sgd: Course, thresholds: Any, steps: int) -> dict[str, Any]:
     seeds = range(course.losses.shape[1])
     entropy = course.statistics["normalized_entropy"][:, 0]
     reached = [first_below(course.losses[:, s], thresholds[s]) for s in seeds]
-    held = [first_below(course.held_out[:, s], sgd.held_out[-1, s]) for s in seeds]
-    held_steps = [None if index is None else course.held_steps[index] for index in held]
     at_threshold = [
         None if step is None else entropy[np.abs(course.probe_steps - step).argmin(), s]
         for s, step in zip(seeds, reached, strict=True)
@@ -75,7 +72,7 @@ def _arm(course: Course, sgd: Course, thresholds: Any, steps: int) -> dict[str, 
         "final_entropy": entropy[-1],
         "entropy_at_sgd_loss": at_threshold,
         "steps_to_sgd_loss": reached,
-        "steps_to_sgd_held_out": held_steps,
+        "steps_to_sgd_held_out": course.held_below(sgd.held_out[-1]),
     }
     intervals = {name: Interval.over(values).to_dict() for name, values in found.items()}
     return {

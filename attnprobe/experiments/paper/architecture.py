@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from attnprobe.experiments.ensemble.arms import Arm
-from attnprobe.experiments.ensemble.intervals import first_below
 from attnprobe.experiments.ensemble.model import Architecture, Ensemble
 from attnprobe.experiments.ensemble.parallel import each
 from attnprobe.experiments.ensemble.training import train
@@ -55,15 +54,11 @@ def _run(job: Job) -> dict[str, Any]:
     data = retrieval(setting.seeds) if where == "retrieval" else task("clean", LENGTH, setting.seeds, count=SEQUENCES)
     model = Ensemble(form, setting.seeds)
     course = train(model, data, arm, setting.steps, probe={}, events=_events(setting.directory, job))
-    best = course.held_out.min(0)
+    best, half = course.held_out.min(0), math.log(8) / 2
     found = {
         "best_held_out": interval(best),
         "final_held_out": interval(course.held_out[-1]),
-        "steps_to_half": interval(
-            [_held_below(course, seed, math.log(8) / 2) for seed in range(len(setting.seeds))]
-            if where == "retrieval"
-            else []
-        ),
+        "steps_to_half": interval(course.held_below([half] * len(setting.seeds)) if where == "retrieval" else []),
     }
     if where == "markov":
         entropy = torch.from_numpy(course.final("normalized_entropy")).view(len(setting.seeds), form.heads)
@@ -73,11 +68,6 @@ def _run(job: Job) -> dict[str, Any]:
         "entropy": interval(entropy.mean(1).numpy()),
         "correct_weight": interval(weights.nanmean(2).amax(1).numpy()),
     }
-
-
-def _held_below(course: Any, seed: int, threshold: float) -> float | None:
-    index = first_below(course.held_out[:, seed], threshold)
-    return None if index is None else float(course.held_steps[index])
 
 
 def _events(directory: Path, job: Job) -> Path:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from attnprobe.errors import ConfigurationError, UnknownNameError
-from attnprobe.experiments.ensemble.intervals import Interval
+from attnprobe.experiments.ensemble.intervals import Interval, differences
 from attnprobe.experiments.ensemble.parallel import cores
 from attnprobe.experiments.ensemble.result import new_directory, write_result
 
@@ -129,8 +129,7 @@ def interval(values: Sequence[float | None] | np.ndarray[Any, Any]) -> dict[str,
 
 def difference(found: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """The ``interval`` of one minus another, seed by seed."""
-    pairs = zip(found["values"], other["values"], strict=True)
-    return interval([None if None in pair else pair[0] - pair[1] for pair in pairs])
+    return interval(differences(found["values"], other["values"]))
 
 
 def text(found: dict[str, Any], digits: int = 3) -> str:

@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 from attnprobe.experiments.ensemble.arms import Arm
-from attnprobe.experiments.ensemble.intervals import first_below
 from attnprobe.experiments.ensemble.model import Ensemble
 from attnprobe.experiments.ensemble.parallel import each
 from attnprobe.experiments.ensemble.training import train
@@ -54,11 +53,11 @@ def _run(job: Job) -> dict[str, Any]:
         events=setting.directory / f"{arm.name}-{heads}heads-{kinds}kinds",
     )
     weights, entropy = look(model, data.held_x)
-    halves = [first_below(course.held_out[:, seed], math.log(8) / 2) for seed in range(len(setting.seeds))]
+    halves = course.held_below([math.log(8) / 2] * len(setting.seeds))
     diversity = course.statistics["error_diversity"][0, 0].reshape(len(setting.seeds), heads)
     return {
         "final_held_out": interval(course.held_out[-1]),
-        "steps_to_half": interval([None if index is None else course.held_steps[index] for index in halves]),
+        "steps_to_half": interval(halves),
         "entropy": interval(entropy.mean(1).numpy()),
         "correct_weight": interval(weights.nanmean(2).amax(1).numpy()),
         "error_diversity": interval(diversity.mean(1)),

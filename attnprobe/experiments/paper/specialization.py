@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from attnprobe.experiments.ensemble.arms import Arm
+from attnprobe.experiments.ensemble.intervals import differences
 from attnprobe.experiments.ensemble.model import Ensemble
 from attnprobe.experiments.ensemble.parallel import each
 from attnprobe.experiments.ensemble.settling import Settling
@@ -75,9 +76,7 @@ def _run(job: Job) -> dict[str, Any]:
         "disagreement": interval(_disagreement(_attention(model, data.held_x)[str(chosen)], heads)),
         "disagreement_at_start": interval(_disagreement(before, heads)),
         "settled": [interval(values) for values in settled],
-        "last_layer_later": interval(
-            [None if a is None or b is None else b - a for a, b in zip(settled[0], settled[-1], strict=True)]
-        ),
+        "last_layer_later": interval(differences(settled[-1], settled[0])),
         "steps": settling.steps,
         "remaining": [np.nanmean(settling.remaining(str(layer)), 1).tolist() for layer in range(layers)],
     }

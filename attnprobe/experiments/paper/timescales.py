@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attnprobe.experiments.ensemble.arms import Arm
+from attnprobe.experiments.ensemble.intervals import differences
 from attnprobe.experiments.ensemble.model import Ensemble
 from attnprobe.experiments.ensemble.parallel import each
 from attnprobe.experiments.ensemble.settling import Settling
@@ -95,10 +96,7 @@ def _run(job: Job) -> dict[str, Any]:
     return {
         "final_held_out": interval(course.held_out[-1]),
         "settled": {mark: {name: interval(each_seed) for name, each_seed in of.items()} for mark, of in times.items()},
-        "values_later": {
-            mark: interval([_difference(v, a) for v, a in zip(of["values"], of["attention"], strict=True)])
-            for mark, of in times.items()
-        },
+        "values_later": {mark: interval(differences(of["values"], of["attention"])) for mark, of in times.items()},
         "routing_over_value_gradient": {
             "first tenth": interval(ratio[:tenth].mean(0).numpy()),
             "last tenth": interval(ratio[-tenth:].mean(0).numpy()),
@@ -110,10 +108,6 @@ def _run(job: Job) -> dict[str, Any]:
 
 def _keep_square(squares: dict[str, Tensor], name: str, gradient: Tensor) -> None:
     squares[name] = gradient.flatten(1).double().square().sum(1)
-
-
-def _difference(left: float | None, right: float | None) -> float | None:
-    return None if left is None or right is None else left - right
 
 
 def verdict(run: dict[str, Any], mark: str, steps: int) -> str:
