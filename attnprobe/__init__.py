@@ -22,6 +22,8 @@ _HOME = {
     "DEFAULT_ALARMS": "attnprobe.alarms",
     "InvalidStepError": "attnprobe.errors",
     "JSONLWriter": "attnprobe.writers",
+    "LogError": "attnprobe.errors",
+    "LoggedRun": "attnprobe.logs",
     "MemoryWriter": "attnprobe.writers",
     "NoAttentionError": "attnprobe.errors",
     "STATISTICS": "attnprobe.catalog",
@@ -33,6 +35,7 @@ _HOME = {
     "Writer": "attnprobe.writers",
     "WriterError": "attnprobe.errors",
     "analyze": "attnprobe.probe",
+    "load": "attnprobe.logs",
     "register_attention": "attnprobe.capture.kernels",
 }
 
@@ -48,10 +51,13 @@ if TYPE_CHECKING:
     from attnprobe.errors import AttnProbeWarning as AttnProbeWarning
     from attnprobe.errors import ConfigurationError as ConfigurationError
     from attnprobe.errors import InvalidStepError as InvalidStepError
+    from attnprobe.errors import LogError as LogError
     from attnprobe.errors import NoAttentionError as NoAttentionError
     from attnprobe.errors import ScheduleError as ScheduleError
     from attnprobe.errors import UnknownNameError as UnknownNameError
     from attnprobe.errors import WriterError as WriterError
+    from attnprobe.logs import LoggedRun as LoggedRun
+    from attnprobe.logs import load as load
     from attnprobe.probe import AttentionProbe as AttentionProbe
     from attnprobe.probe import analyze as analyze
     from attnprobe.record import AttentionRecord as AttentionRecord

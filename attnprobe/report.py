@@ -81,6 +81,8 @@ class HeadMap:
             Compatibility and advantage are None in forward-only use.
         values: ``[n, E]`` value vectors of up to 1,000 keys, evenly spaced.
         positions: the keys' indices, ``n`` of them.
+        usage: ``[columns]``, the attention that the keys of a column receive relative to uniform attention
+            (``usage`` in ``docs/statistics.md``); NaN where no query sees them.
     """
 
     layer: str
@@ -90,6 +92,11 @@ class HeadMap:
     advantage: Tensor | None
     values: Tensor
     positions: tuple[int, ...]
+    usage: Tensor | None = None
+
+    def panels(self) -> tuple[Tensor, ...]:
+        """Attention, and where they are known compatibility and advantage."""
+        return tuple(each for each in (self.attention, self.compatibility, self.advantage) if each is not None)
 
 
 @dataclass(frozen=True, eq=False)

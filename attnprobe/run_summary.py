@@ -4,40 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 
+from attnprobe.logs.episodes import Episode, Episodes
 from attnprobe.report import Alarm, StepReport
 from attnprobe.writers.columns import aligned, left, number, right
 from attnprobe.writers.text import printable
-
-
-@dataclass
-class Episode:
-    """One alarm in one layer, from the probe that raised it to the last probe at which it stood.
-
-    Attributes:
-        alarms: the alarm at each of these probes, at least one.
-        standing: whether it stands at the last probe of the run.
-    """
-
-    alarms: list[Alarm] = field(default_factory=list)
-    standing: bool = True
-
-    @property
-    def last(self) -> Alarm:
-        return self.alarms[-1]
-
-    @property
-    def peak(self) -> Alarm:
-        """The alarm whose value went furthest over the threshold, in the direction in which the first one did."""
-        measured = [alarm for alarm in self.alarms if not math.isnan(alarm.value)] or self.alarms
-        furthest = min if measured[0].value < measured[0].threshold else max
-        return furthest(measured, key=lambda alarm: alarm.value)
-
-    @property
-    def heads(self) -> list[int]:
-        return sorted({head for alarm in self.alarms for head in alarm.heads})
 
 
 def summarize(runs: Mapping[str, Sequence[StepReport]]) -> str:
@@ -49,24 +21,6 @@ def summarize(runs: Mapping[str, Sequence[StepReport]]) -> str:
     return "\n\n".join("\n".join([printable(name), *_section(reports)]) for name, reports in runs.items())
 
 
-def episodes(reports: Sequence[StepReport]) -> list[Episode]:
-    """Every alarm, layer by layer, in the order raised; one that was cleared and raised again is two episodes."""
-    found: list[Episode] = []
-    standing: dict[tuple[str, str], Episode] = {}
-    for report in reports:
-        before, standing = standing, {}
-        for alarm in report.alarms:
-            key = (alarm.name, alarm.layer)
-            episode = before.pop(key, None)
-            if episode is None:
-                found.append(episode := Episode())
-            episode.alarms.append(alarm)
-            standing[key] = episode
-        for episode in before.values():
-            episode.standing = False
-    return found
-
-
 def _section(reports: Sequence[StepReport]) -> Iterator[str]:
     if not reports:
         yield "  no probes: nothing was logged yet, or the run ended before the first probed step"
@@ -74,7 +28,7 @@ def _section(reports: Sequence[StepReport]) -> Iterator[str]:
     yield f"  {_count(len(reports), 'probe')}, step {reports[0].step} to {reports[-1].step}; {_loss(reports)}"
     if invalid := [report for report in reports if not report.valid]:
         yield f"  {len(invalid)} of them invalid, the last at step {invalid[-1].step}: {printable(invalid[-1].invalid)}"
-    found = episodes(reports)
+    found = Episodes(report.alarms for report in reports).found
     if not found:
         yield "  no alarms"
         return
@@ -96,9 +50,9 @@ def _table(found: Sequence[Episode]) -> str:
             left(["alarm", *(printable(episode.last.name) for episode in found)]),
             left(["severity", *(printable(episode.last.severity) for episode in found)]),
             left(["layer", *(_layer(episode.last) for episode in found)]),
-            left(["heads", *(_ranges(episode.heads) for episode in found)]),
-            right(["since", *(str(episode.alarms[0].since) for episode in found)]),
-            right(["raised", *(str(episode.alarms[0].step) for episode in found)]),
+            left(["heads", *(_ranges(sorted(episode.heads)) for episode in found)]),
+            right(["since", *(str(episode.first.since) for episode in found)]),
+            right(["raised", *(str(episode.first.step) for episode in found)]),
             right(["last", *(str(episode.last.step) for episode in found)]),
             left(["at the end", *("stands" if episode.standing else "cleared" for episode in found)]),
             right(["peak", *(number(episode.peak.value) for episode in found)]),

@@ -33,10 +33,10 @@ ALLOWED = {
     "huggingface": FLOOR | {"alarms", "writers", "probe", "extent", "schedules"},
     "experiments": FLOOR | {"alarms", "writers", "probe", "lightning", "schedules", "geometry"},
     "logs": FLOOR | {"writers"},
-    "run_summary": FLOOR | {"writers"},
+    "run_summary": FLOOR | {"writers", "logs"},
     "calibrate": FLOOR | {"alarms", "logs", "writers"},
     "cli": FLOOR | {"experiments", "logs", "run_summary", "calibrate"},
-    "__init__": FLOOR | {"alarms", "capture", "writers", "probe"},
+    "__init__": FLOOR | {"alarms", "capture", "writers", "probe", "logs"},
 }
 PUBLIC = {
     "AlarmRule", "Alarm", "AttentionProbe", "AttentionRecord", "ConsoleWriter", "DEFAULT_ALARMS", "JSONLWriter",

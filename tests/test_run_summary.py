@@ -12,8 +12,9 @@ import pytest
 import attnprobe as ap
 from attnprobe.alarms import LogitExplosion
 from attnprobe.logs import read_run
+from attnprobe.logs.episodes import Episodes
 from attnprobe.report import Alarm, StepReport
-from attnprobe.run_summary import episodes, summarize
+from attnprobe.run_summary import summarize
 from attnprobe.writers import JSONLWriter, TensorBoardWriter
 from tests.probe.models import net, run
 
@@ -88,7 +89,7 @@ def test_an_alarm_that_comes_again_is_a_row_of_its_own() -> None:
     ],
 )
 def test_the_peak_lies_beyond_the_threshold(values: Sequence[float], peak: float) -> None:
-    (episode,) = episodes([probe(step, alarm(step, value)) for step, value in enumerate(values)])
+    (episode,) = Episodes([alarm(step, value)] for step, value in enumerate(values)).found
     assert episode.peak.value == peak
 
 

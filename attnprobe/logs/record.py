@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnprobe.errors import LogError
-from attnprobe.report import Alarm, StepReport
+from attnprobe.logs.plain import alarm_of, number_of
+from attnprobe.report import StepReport
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,26 +43,21 @@ def report_of(record: Mapping[str, Any]) -> StepReport:
             },
             residual=None if residual is None else _padded(residual, heads),
             nonfinite={kind: _padded(rows, heads) for kind, rows in record.get("nonfinite", {}).items()},
-            loss=_number(record.get("loss")),
+            loss=number_of(record.get("loss")),
             invalid=str(record.get("invalid", "")),
             warnings=tuple(map(str, record.get("warnings", ()))),
             notes=tuple(map(str, record.get("notes", ()))),
-            alarms=tuple(map(_alarm, record.get("alarms", ()))),
+            alarms=tuple(map(alarm_of, record.get("alarms", ()))),
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise LogError(f"not the record of a probe: {type(error).__name__}: {error}") from error
-
-
-def _number(value: Any) -> float:
-    """Strict JSON has no NaN: it is null, and infinities are text."""
-    return math.nan if value is None else float(value)
 
 
 def _vector(values: Sequence[Any], heads: tuple[int, ...]) -> Tensor:
     """``[L]``."""
     if len(values) != len(heads):
         raise ValueError(f"a statistic with {len(values)} values for {len(heads)} layers")
-    return torch.tensor([_number(value) for value in values], dtype=torch.float64)
+    return torch.tensor([number_of(value) for value in values], dtype=torch.float64)
 
 
 def _padded(rows: Sequence[Sequence[Any]], heads: tuple[int, ...]) -> Tensor:
@@ -70,11 +66,5 @@ def _padded(rows: Sequence[Sequence[Any]], heads: tuple[int, ...]) -> Tensor:
     sizes = [len(row) for row in rows]
     if len(sizes) != len(heads) or any(not least <= size <= width for size, least in zip(sizes, heads, strict=True)):
         raise ValueError(f"a statistic of {sizes} values for {list(heads)} heads")
-    full = [[*map(_number, row), *[math.nan] * (width - len(row))] for row in rows]
+    full = [[*map(number_of, row), *[math.nan] * (width - len(row))] for row in rows]
     return torch.tensor(full, dtype=torch.float64).reshape(len(heads), width)
-
-
-def _alarm(data: Mapping[str, Any]) -> Alarm:
-    numbers = {key: _number(data[key]) for key in ("value", "threshold")}
-    evidence = [(step, _number(value)) for step, value in data.get("evidence", ())]
-    return Alarm.from_dict({**data, **numbers, "evidence": evidence})

@@ -21,7 +21,7 @@ def head_map(layer: str, head: int, record: AttentionRecord) -> HeadMap:
     """Attention, compatibility and advantage of one head on the batch's first sequence, and its values."""
     with torch.autocast(record.value.device.type, enabled=False):
         one = some_heads(record, [head], 1)
-        scores, _, logsumexp = first_passes(one)
+        scores, rows_of, logsumexp = first_passes(one)
         shift = logsumexp[0]
         value = one.value[0, 0].to(scores.dtype)
         error = None if one.error is None else one.error[0, 0].to(scores.dtype)
@@ -30,11 +30,16 @@ def head_map(layer: str, head: int, record: AttentionRecord) -> HeadMap:
             expected -= one.lse_error[0, 0]
         pool_rows, pool_columns = _pooling(scores.queries, scores), _pooling(scores.keys, scores)
         sums = torch.zeros(4, len(pool_rows), len(pool_columns), dtype=scores.dtype, device=scores.device)
+        reads = torch.zeros(2, len(pool_columns), dtype=scores.dtype, device=scores.device)
         for items in scores.chunks():
             for rows, columns in scores.tiles():
                 tile, visible = scores.tile(items, rows, columns)
                 seen = torch.ones_like(tile[0]) if visible is None else visible[0].to(tile.dtype)
                 pictures = [seen, (tile[0] - shift[rows, None]).exp2() * seen]
+                counted = torch.stack(
+                    [rows_of.rows[0, rows].to(seen.dtype) @ pictures[1], rows_of.shares[0, rows] @ seen]
+                )
+                reads += counted @ pool_columns[:, columns].mT
                 if error is not None and expected is not None:
                     compatibility = error[rows] @ value[columns].mT
                     dropout = scores.dropout(items, rows, columns)
@@ -51,6 +56,7 @@ def head_map(layer: str, head: int, record: AttentionRecord) -> HeadMap:
             advantage if error is not None else None,
             value[chosen.to(value.device)].cpu(),
             tuple(chosen.tolist()),
+            (reads[0] / reads[1]).cpu(),
         )
 
 

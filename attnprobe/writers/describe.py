@@ -18,7 +18,8 @@ HEAD_MAP = (
     "the square root), compatibility `b` = u.v and advantage `A` (blue negative, red positive: gradient descent wants "
     "more attention where A is red). Grey: masked."
 )
-
+MAP = "Attention, compatibility and advantage of one head: queries down, keys across, block means."
+USAGE = "How much attention each key receives, relative to uniform attention."
 
 _KIND = {"min": "Smallest", "mean": "Mean", "max": "Largest"}
 

@@ -15,6 +15,8 @@ tag                                         plugin          value
 ``attention/warnings``, ``attention/notes`` ``text``        when they change
 ``attention/not_measured``                  ``text``        why a probe is invalid
 ``attention_maps/<layer>/head<h>``          ``images``      attention, compatibility, advantage
+``attnprobe/map/<layer>/head<h>``           ``attnprobe``   the same as float32 ``[panels, rows, columns]``
+``attnprobe/usage/<layer>/head<h>``         ``attnprobe``   float32 ``[columns]``
 ``attention_maps/overview/<statistic>``     ``images``      layers x heads
 ==========================================  ==============  =========================================================
 """
@@ -91,9 +93,16 @@ def alarm_lines(report: StepReport) -> list[str]:
     ]
 
 
-def head_map(picture: HeadMap) -> Entry:
-    tag = f"attention_maps/{printable(picture.layer)}/head{picture.head}"
-    return Entry(tag, "images", image(head_picture(picture)), lambda: describe.HEAD_MAP)
+def head_map(picture: HeadMap) -> Iterator[Entry]:
+    where = f"{printable(picture.layer)}/head{picture.head}"
+    yield Entry(f"attention_maps/{where}", "images", image(head_picture(picture)), lambda: describe.HEAD_MAP)
+    content = {"schema": SCHEMA, "kind": "map", "level": "head", "layer": picture.layer, "head": picture.head}
+    numbers = {"map": [panel.float().numpy() for panel in picture.panels()]}
+    if picture.usage is not None:
+        numbers["usage"] = picture.usage.float().numpy()
+    for name, values in numbers.items():
+        tag = f"{name}/{where}"
+        yield Entry(f"{PLUGIN}/{tag}", PLUGIN, floats(values), partial(getattr, describe, name.upper()), tag, content)
 
 
 def overview(report: StepReport) -> Iterator[Entry]:

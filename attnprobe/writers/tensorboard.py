@@ -106,7 +106,8 @@ class TensorBoardWriter:
             if self._probes % self.overview_every == 0:
                 yield from summaries.overview(report)
             if self._with_maps % self.maps_every == 0:
-                yield from map(summaries.head_map, report.maps)
+                for picture in report.maps:
+                    yield from summaries.head_map(picture)
         else:
             reason = f"step {report.step}: {markdown(report.invalid)}"
             yield summaries.text("not_measured", [reason], "Why nothing was measured at this step.")

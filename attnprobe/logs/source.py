@@ -1,0 +1,69 @@
+"""What a log of a run gives, whatever its format: the probes, and any statistic of them, read when asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnprobe.logs.episodes import Episode
+
+Numbers: TypeAlias = "NDArray[np.float32] | NDArray[np.float64]"
+
+
+class Layout(NamedTuple):
+    """The layers that a probe saw, and their numbers of query heads."""
+
+    layers: tuple[str, ...] = ()
+    heads: tuple[int, ...] = ()
+
+
+class Probe(NamedTuple):
+    """What there is to know of a probe without its heads' numbers; ``layout`` counts in the source's list."""
+
+    step: int
+    layout: int
+    loss: float = math.nan
+    invalid: str = ""
+
+
+class Source(Protocol):
+    """One log of one run.
+
+    Attributes:
+        probes: in the order of their steps, without those that a resumed run took again.
+        layouts: every layout that a probe had, in the order of first sight.
+        episodes: the alarms.
+        warnings, notes: every different one, in the order of first sight.
+        problems: what could not be read of the log.
+        dimensions: name of every array -> its number of dimensions: 2 is ``[layers, heads]``, 1 is ``[layers]``.
+            Beside statistics: ``residual``, ``nonfinite/<kind>``, ``map/<layer>/head<h>`` ``[panels, rows, columns]``
+            and ``usage/<layer>/head<h>`` ``[columns]``.
+    """
+
+    @property
+    def probes(self) -> Sequence[Probe]: ...
+    @property
+    def layouts(self) -> Sequence[Layout]: ...
+    @property
+    def episodes(self) -> Sequence[Episode]: ...
+    @property
+    def warnings(self) -> Iterable[str]: ...
+    @property
+    def notes(self) -> Iterable[str]: ...
+    @property
+    def problems(self) -> Sequence[str]: ...
+    @property
+    def dimensions(self) -> Mapping[str, int]: ...
+
+    def holds(self, name: str) -> list[int]:
+        """The probes that have the array ``name``."""
+
+    def arrays(self, name: str, probes: Iterable[int]) -> Iterator[Numbers | None]:
+        """The array ``name`` at each of these probes, in the probe's own layout; None where it has none."""
+
+    def curve(self, name: str, layer: str, head: int) -> Numbers:
+        """``[probes]``: one head's value of a statistic of two dimensions, NaN where there is none."""
