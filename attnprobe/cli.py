@@ -90,11 +90,24 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser(
         "report",
-        help="tell what a logged run found: probes, loss, and every alarm from when to when",
+        help="tell what a logged run found: loss, alarms and the heads to look at; or compare two runs",
         description="Read the logs of JSONLWriter and TensorBoardWriter in a directory and beneath it, and print for "
-        "each how many probes it holds, the loss, which alarms were raised from when to when, and what to try.",
+        "each how many probes it holds, the loss, which alarms were raised from when to when and what to try, and the "
+        "heads that most deserve a look. With --compare, print in what two runs differ.",
     )
-    report.add_argument("directory", type=Path, metavar="RUN_DIR", help="where the run was logged, or a .jsonl file")
+    places = report.add_mutually_exclusive_group(required=True)
+    places.add_argument(
+        "directory", type=Path, nargs="?", metavar="RUN_DIR", help="where the run was logged, or a .jsonl file"
+    )
+    places.add_argument(
+        "--compare", type=Path, nargs=2, metavar=("A", "B"), help="two such places, of one run each, instead"
+    )
+    forms = report.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="print all of it as one JSON document")
+    forms.add_argument("--html", type=Path, metavar="OUT", help="write a page to look at instead")
+    report.add_argument(
+        "--heads", type=_count(0), default=10, metavar="N", help="heads in the text, 0 for all (default: 10)"
+    )
     report.set_defaults(run=_report)
 
     calibrate = commands.add_parser(
@@ -157,10 +170,35 @@ def _toy(options: argparse.Namespace) -> str:
 
 
 def _report(options: argparse.Namespace) -> str:
-    from attnprobe.logs import read_run
-    from attnprobe.run_summary import summarize
+    if options.html:
+        return _page(options)
+    from attnprobe.logs import load, read_logs
+    from attnprobe.run_summary import compare, comparison_document, comparison_text, report_document, summarize
+    from attnprobe.writers.strict_json import dumps
 
-    return summarize(read_run(options.directory))
+    if options.compare:
+        a, b = map(str, options.compare)
+        found = compare(load(a), load(b))
+        return (
+            dumps(comparison_document(found, (a, b))) if options.json else comparison_text(found, (a, b), options.heads)
+        )
+    runs = read_logs(options.directory)
+    return dumps(report_document(runs)) if options.json else summarize(runs, options.heads)
+
+
+def _page(options: argparse.Namespace) -> str:
+    from attnprobe.logs import load, read_logs
+    from attnprobe.view.html import write_page
+
+    if options.compare:
+        runs = {}
+        for place in options.compare:
+            load(place)  # says where it is not one run
+            runs[str(place)] = max(read_logs(place, pictures=True).values(), key=len)
+    else:
+        runs = read_logs(options.directory, pictures=True)
+    write_page(runs, options.html)
+    return f"wrote {options.html}"
 
 
 def _calibrate(options: argparse.Namespace) -> str:

@@ -31,6 +31,7 @@ class Alarm:
         severity: ``"alarm"``, or ``"information"`` for what is worth knowing and nothing to act on.
         evidence: ``(step, value)`` of the last probes, the newest last.
         snoozed: whether ``AttentionProbe.snooze`` keeps it quiet; ``new`` is then False.
+        reads: the statistics that the rule looks at, the decisive one first.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Alarm:
     severity: Literal["alarm", "information"] = "alarm"
     evidence: tuple[tuple[int, float], ...] = ()
     snoozed: bool = False
+    reads: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         where = self.layer or "run"
@@ -61,13 +63,15 @@ class Alarm:
         return dataclasses.asdict(self) | {
             "heads": list(self.heads),
             "evidence": [list(pair) for pair in self.evidence],
+            "reads": list(self.reads),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Alarm:
         evidence = tuple((int(step), float(value)) for step, value in data.get("evidence", ()))
         texts = {key: str(data[key]) for key in ("name", "layer", "advice")}
-        return cls(**{**data, **texts, "heads": tuple(map(int, data["heads"])), "evidence": evidence})
+        tuples = {"heads": tuple(map(int, data["heads"])), "reads": tuple(map(str, data.get("reads", ())))}
+        return cls(**{**data, **texts, **tuples, "evidence": evidence})
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,3 +176,9 @@ class StepReport:
         except ImportError:
             return self.rows()
         return pandas.DataFrame(self.rows())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows where a cell ends with a report."""
+        from attnprobe.writers.notebook import render
+
+        return render(self)

@@ -52,6 +52,7 @@ class Streak:
             severity=rule.severity,
             evidence=tuple(evidence),
             snoozed=snoozed,
+            reads=rule.needs,
         )
 
     def state_dict(self) -> dict[str, Any]:

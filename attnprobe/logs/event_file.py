@@ -1,4 +1,4 @@
-"""One TensorBoard event file that may still grow: where each probe's values lie in it, and these bytes on demand.
+"""One TensorBoard event file that may still grow: the probes in it, and the bytes of their arrays on demand.
 
 A long run of a large model leaves gigabytes. Reading the file once tells where everything is; after that a picture of
 one statistic, or the curve of one head, reads just its own bytes.
@@ -12,66 +12,55 @@ import struct
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from numpy.typing import NDArray
 
-from attnprobe.logs.wire import fields, varint
+from attnprobe.errors import LogError
+from attnprobe.logs.checksum import masked_crc32c
+from attnprobe.logs.probe_event import Place, ProbeEvent, probe_of, wall_time
+from attnprobe.logs.source import Layout
 
-#: A record's length and its checksum, and how many bytes stand around it: these, and the checksum of the record.
-HEAD = struct.Struct("<QI")
-FRAME = HEAD.size + 4
+#: Before a record: its length and the checksum of that. Behind it: its own checksum.
+HEAD, CHECKSUM = struct.Struct("<QI"), struct.Struct("<I")
 #: Longer records are not ours: they are another program's pictures or embeddings.
 LONGEST = 1 << 28
-
-PREFIX = "attnprobe/"
-TEXTS = ("attention/not_measured", "attention/warnings", "attention/notes")
-
-
-class Place(NamedTuple):
-    """Bytes of a file: float32 numbers of ``shape``, or text where that is None."""
-
-    start: int
-    stop: int
-    shape: tuple[int, ...] | None
-
-
-class Event(NamedTuple):
-    """One probe: its step, and the place of each of its tags."""
-
-    step: int
-    places: dict[str, Place]
 
 
 class EventFile:
     """The probes in one event file.
 
+    Args:
+        path: the file.
+        verify: compare the checksum of every record; those of their lengths are always compared.
+
     Attributes:
         began: when the file was begun, in Unix seconds; infinite while nothing is in it. Its name does not tell: of
             two in one second number 10 sorts before 9.
         events: the probes found so far, in the order written.
-        damage: what is wrong with the file's bytes, and from where on it is not read; empty where nothing is.
+        damage: which bytes are wrong; empty where none are. What follows them is not read.
+        refusal: likewise which probe is not what a probe should be.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, verify: bool = False) -> None:
         self.path = path
-        self._names: dict[str, str] = {}  # one object for each tag, however many probes
+        self.verify = verify
         self._clear()
 
     def _clear(self) -> None:
         self.began = math.inf
-        self.events: list[Event] = []
-        self.damage = ""
+        self.events: list[ProbeEvent] = []
+        self.damage = self.refusal = ""
+        self._layout = Layout()
+        self._names: dict[str, str] = {}
         self._end = 0
+        self._last = b""  # the bytes before the end: while they stand there it is the same file
 
-    def scan(self, deadline: float = math.inf, *, verify: bool = False) -> bool:
-        """Find what was written since the last call; a torn end is left for the next.
+    def scan(self, deadline: float = math.inf) -> bool:
+        """Find what was written since the last call. A torn end is left for the next, and what is wrong tried again.
 
         Args:
-            deadline: stop at this ``time.monotonic()``, in the middle of the file.
-            verify: compare the checksum of every record, which is slow; those of their lengths are always compared.
+            deadline: stop behind the first record that is read after this ``time.monotonic()``.
 
         Returns:
             Whether the end of the file was reached.
@@ -79,98 +68,77 @@ class EventFile:
         Raises:
             OSError: the file cannot be read.
         """
-        with self.path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < self._end:  # another file of the same name
+        with self.path.open("rb") as opened:
+            file = opened.fileno()
+            if not self._same(file):
                 self._clear()
-            while not self.damage and self._end + FRAME <= size:
+            self.damage = self.refusal = ""
+            size = os.fstat(file).st_size
+            while self._record(file, size):
                 if time.monotonic() > deadline:
                     return False
-                length, checksum = HEAD.unpack(os.pread(file.fileno(), HEAD.size, self._end))
-                whole = self._end + FRAME + length <= size
-                if masked_crc32c(struct.pack("<Q", length)) != checksum:
-                    self._damaged()
-                elif not whole:
-                    break
-                else:
-                    self._record(file.fileno(), length, verify)
         return True
 
-    def _damaged(self) -> None:
+    def _same(self, file: int) -> bool:
+        return os.pread(file, len(self._last), self._end - len(self._last)) == self._last
+
+    def _record(self, file: int, size: int) -> bool:
+        """Whether there was another record, all of it and sound."""
+        head = os.pread(file, HEAD.size, self._end)
+        if len(head) < HEAD.size:
+            return False
+        length, checksum = HEAD.unpack(head)
+        if masked_crc32c(head[:8]) != checksum:
+            return self._damaged()
+        start, stop = self._end + HEAD.size, self._end + HEAD.size + length + CHECKSUM.size
+        if stop > size:
+            return False
+        first = start if length <= LONGEST else stop - CHECKSUM.size
+        data = os.pread(file, stop - first, first)
+        if len(data) < stop - first:
+            return False
+        if first == start:
+            if self.verify and masked_crc32c(data[:length]) != CHECKSUM.unpack_from(data, length)[0]:
+                return self._damaged()
+            try:
+                self._event(data, length, start)
+            except LogError as error:
+                self.refusal = f"{self.path}, {error}; what follows in this file is not read"
+                return False
+            except ValueError:
+                return self._damaged()
+        self._end, self._last = stop, data[-16:]
+        return True
+
+    def _damaged(self) -> bool:
         self.damage = f"{self.path} is damaged from byte {self._end} on; what follows is not read"
+        return False
 
-    def _record(self, file: int, length: int, verify: bool) -> None:
-        start = self._end + HEAD.size
-        data = os.pread(file, length + 4, start) if length <= LONGEST else b""
-        if data and verify and masked_crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
-            return self._damaged()
-        try:
-            self._event(data[:-4], start)
-        except ValueError:
-            return self._damaged()
-        self._end = start + length + 4
-
-    def _event(self, data: bytes, start: int) -> None:
-        step, places = 0, {}
-        for number, at, stop in fields(data, 0, len(data)):
-            if number == 1 and self.began == math.inf:
-                self.began = struct.unpack_from("<d", data, at)[0]
-            elif number == 2:
-                step, _ = varint(data, at, stop)
-            elif number == 5:
-                for _, first, last in fields(data, at, stop):
-                    if found := self._value(data, first, last, start):
-                        places[found[0]] = found[1]
-        if PREFIX + "alarms" in places or TEXTS[0] in places:
-            self.events.append(Event(step, places))
-
-    def _value(self, data: bytes, at: int, stop: int, start: int) -> tuple[str, Place] | None:
-        """Tag and place of one ``Summary.Value``; None for what is not a probe's."""
-        tag = ""
-        for number, first, last in fields(data, at, stop):
-            if number == 1:
-                tag = data[first:last].decode("utf-8", "replace")
-                if not tag.startswith(PREFIX) and tag not in TEXTS:
-                    return None
-                tag = self._names.setdefault(tag, tag)
-            elif number == 8 and tag and (place := _tensor(data, first, last, start)):
-                return tag, place
-        return None
+    def _event(self, data: bytes, length: int, start: int) -> None:
+        if self.began == math.inf:
+            began = wall_time(data, length)
+            self.began = began if math.isfinite(began) else 0.0
+        if event := probe_of(data, length, start, self._layout, self._names):
+            self.events.append(event)
+            self._layout = self._layout if event.invalid else event.layout
 
     def read(self, places: Iterable[Place]) -> Iterator[bytes]:
         """The bytes at each place.
 
         Raises:
-            OSError: the file is gone or cannot be read.
+            OSError: the file is gone, cannot be read, or is another one now.
         """
-        with self.path.open("rb") as file:
-            for place in places:
-                data = os.pread(file.fileno(), place.stop - place.start, place.start)
-                if len(data) != place.stop - place.start:
+        with self.path.open("rb") as opened:
+            file = opened.fileno()
+            if not self._same(file):
+                raise OSError(f"{self.path} is not the file that it was")
+            for start, stop, _ in places:
+                data = os.pread(file, stop - start, start)
+                if len(data) != stop - start:
                     raise OSError(f"{self.path} is shorter than it was")
                 yield data
 
 
-def _tensor(data: bytes, at: int, stop: int, start: int) -> Place | None:
-    """Where a ``TensorProto`` has its numbers or its text; None where it is not as our writer leaves it."""
-    kind, shape = 0, []
-    for number, first, last in fields(data, at, stop):
-        if number == 1:
-            kind, _ = varint(data, first, last)
-        elif number == 2:
-            shape = [size for _, low, high in fields(data, first, last) for size in _sizes(data, low, high)]
-        elif number == 4 and kind == DT_FLOAT and last - first == 4 * math.prod(shape):
-            return Place(start + first, start + last, tuple(shape))
-        elif number == 8 and kind == DT_STRING:
-            return Place(start + first, start + last, None)
-    return None
-
-
-def _sizes(data: bytes, at: int, stop: int) -> Iterator[int]:
-    """The size of one ``TensorShapeProto.Dim``; a size of 0 is not written."""
-    yield next((varint(data, first, last)[0] for number, first, last in fields(data, at, stop) if number == 1), 0)
-
-
-def numbers(data: bytes, place: Place) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def numbers(data: bytes, place: Place) -> NDArray[np.float32]:
     """The numbers that ``EventFile.read`` found at ``place``, read-only."""
     return np.frombuffer(data, "<f4").reshape(place.shape or ())

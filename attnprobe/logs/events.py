@@ -1,59 +1,58 @@
-"""A run out of the TensorBoard event files of one directory; see the table of tags in ``writers.summaries``."""
+"""A run out of the TensorBoard event files of one directory."""
 
 from __future__ import annotations
 
-import html
-import json
+import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from attnprobe.errors import LogError
 from attnprobe.logs.episodes import Episode, Episodes
-from attnprobe.logs.event_file import PREFIX, TEXTS, Event, EventFile, Place, numbers
-from attnprobe.logs.plain import alarm_of
+from attnprobe.logs.event_file import EventFile, numbers
+from attnprobe.logs.probe_event import MALFORMED, PICTURES, Place, ProbeEvent, alarms_of
 from attnprobe.logs.source import Layout, Numbers, Probe
+from attnprobe.report import Alarm
 
-NOT_MEASURED, WARNINGS, NOTES = TEXTS
+_Found = tuple[EventFile, ProbeEvent]
 
-
-class _Kept(NamedTuple):
-    file: EventFile
-    event: Event
+_REVISIONS = itertools.count(1)
 
 
 class EventSource:
-    """The probes in the event files of one directory, found anew with ``refresh``.
+    """The probes in the event files of one directory, found anew with ``refresh``. See ``source.Source``.
 
     Args:
         directory: where the files are; files of other programs among them do not matter.
-        verify: see ``EventFile.scan``.
+        verify: see ``EventFile``.
+
+    Attributes:
+        revision: another number whenever anything has changed, in no other source the same; 0 before.
+        refusals: those of the problems that are probes which do not hold what they should.
     """
 
     def __init__(self, directory: Path, *, verify: bool = False) -> None:
         self.directory = directory
         self.verify = verify
         self.revision = 0
+        self.problems: list[str] = []
+        self.refusals: list[str] = []
         self._files: dict[str, EventFile] = {}
-        self._read: list[tuple[EventFile, int]] = []
         self._clear()
 
     def _clear(self) -> None:
-        self._kept: list[_Kept] = []
+        self._found: list[_Found] = []  # all that was written
+        self._kept: list[_Found] = []  # without what was superseded
         self._episodes = Episodes()
         self.probes: list[Probe] = []
         self.layouts: list[Layout] = []
         self.warnings: dict[str, None] = {}
         self.notes: dict[str, None] = {}
         self.dimensions: dict[str, int] = {}
-        self.problems: list[str] = []
-        self._layout = Layout()
 
     @property
     def episodes(self) -> Sequence[Episode]:
@@ -62,165 +61,135 @@ class EventSource:
     def refresh(self, deadline: float = math.inf) -> bool:
         """Read what was written since the last call, until ``deadline`` (``time.monotonic()``).
 
+        What is wrong with one file goes to ``problems``.
+
         Returns:
             Whether everything that is there was read.
+
+        Raises:
+            OSError: the directory cannot be read, or a file was exchanged meanwhile; a later call starts anew.
         """
-        complete = True
         names = sorted(name for name in os.listdir(self.directory) if "tfevents" in name)
-        for name in [name for name in self._files if name not in names]:
-            del self._files[name]
-        problems = []
-        for name in names:
-            file = self._files.setdefault(name, EventFile(self.directory / name))
+        known = self._files
+        self._files = {name: known.get(name) or EventFile(self.directory / name, verify=self.verify) for name in names}
+        complete, unreadable = True, []
+        for file in self._files.values():
             try:
-                complete &= file.scan(deadline, verify=self.verify)
+                # Opening a pipe would wait for whoever writes to it.
+                if complete and file.path.is_file():
+                    complete = file.scan(deadline)
             except OSError as error:
-                problems.append(f"cannot read {file.path}: {error}")
-            if file.damage:
-                problems.append(file.damage)
-        self._collect(problems)
+                unreadable.append(f"cannot read {file.path}: {error}")
+        files = sorted(self._files.values(), key=lambda file: (file.began, file.path.name))
+        self.refusals = [file.refusal for file in files if file.refusal]
+        problems = [*unreadable, *(file.damage for file in files if file.damage), *self.refusals]
+        if problems != self.problems:
+            self.problems, self.revision = problems, next(_REVISIONS)
+        self._assemble([(file, event) for file in files for event in file.events])
         return complete
 
-    def _collect(self, problems: list[str]) -> None:
-        """Put the probes of all files in one row; only what is new, where the rest stayed as it was."""
-        files = sorted((file for file in self._files.values() if file.events), key=lambda file: file.began)
-        now = [(file, len(file.events)) for file in files]
-        if now == self._read and problems == self.problems:
+    def _assemble(self, found: list[_Found]) -> None:
+        """Put the probes in one row: only the new ones, where they come behind those that are known."""
+        known = len(self._found)
+        if len(found) == known and found == self._found:
             return
-        self.revision += 1
-        skip = dict(self._read)
-        added = [_Kept(file, event) for file in files for event in file.events[skip.get(file, 0) :]]
-        # The last file that was read may have grown; the ones before it are as they were.
-        before, after = self._read[:-1], self._read[-1:]
-        same = now[: len(before)] == before and all(
-            len(now) > len(before) and now[len(before)][0] is file and now[len(before)][1] >= count
-            for file, count in after
-        )
-        again = bool(self._kept) and any(kept.event.step <= self._kept[-1].event.step for kept in added)
-        if not same or again:  # superseded probes may have raised alarms
+        self.revision = next(_REVISIONS)
+        last = self.probes[-1].step if self.probes else -math.inf
+        if found[:known] != self._found or any(event.step <= last for _, event in found[known:]):
+            self._clear()  # superseded probes may have raised alarms
+        added = found[len(self._found) :]
+        try:
+            self._append(_not_superseded(added))
+        except (OSError, *MALFORMED) as error:
             self._clear()
-            added = [_Kept(file, event) for file in files for event in file.events]
-        self._read, self.problems = now, problems
-        self._append(_not_superseded(added))
+            raise OSError(f"the event files in {self.directory} were changed while they were read: {error}") from error
+        for _, event in added:  # written only where they change: what was superseded counts
+            self.warnings.update(dict.fromkeys(event.warnings))
+            self.notes.update(dict.fromkeys(event.notes))
+        self._found = found
 
-    def _append(self, added: list[_Kept]) -> None:
-        for kept, texts in zip(added, self._texts(added), strict=True):
-            try:
-                self._add(kept, texts)
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-                raise LogError(f"{kept.file.path}, step {kept.event.step}: {error}") from error
+    def _append(self, kept: list[_Found]) -> None:
+        for (file, event), alarms in zip(kept, self._alarms(kept), strict=True):
+            self._episodes.add(alarms)
+            if event.layout not in self.layouts:
+                self.layouts.append(event.layout)
+            for name, place in event.arrays.items():
+                self.dimensions.setdefault(name, len(place.shape or ()))
+            self.probes.append(Probe(event.step, self.layouts.index(event.layout), event.loss, event.invalid))
+            self._kept.append((file, event))
 
-    def _texts(self, kept: Sequence[_Kept]) -> Iterator[dict[str, bytes]]:
-        """The small values of each probe: all but its arrays."""
-        wanted = [[(tag, place) for tag, place in one.event.places.items() if not place.shape] for one in kept]
-        data = self._bytes((one.file, place) for one, found in zip(kept, wanted, strict=True) for _, place in found)
-        for found in wanted:
-            yield {tag: next(data) for tag, _ in found}
+    def _alarms(self, kept: Iterable[_Found]) -> Iterator[list[Alarm]]:
+        kept = list(kept)
+        texts = _bytes((file, event.alarms) for file, event in kept if event.alarms)
+        for _, event in kept:
+            yield alarms_of(next(texts)) if event.alarms else []
 
-    def _bytes(self, places: Iterable[tuple[EventFile, Place]]) -> Iterator[bytes]:
-        with ExitStack() as open_files:
-            files: dict[EventFile, int] = {}
-            for file, place in places:
-                if file not in files:
-                    files[file] = open_files.enter_context(file.path.open("rb")).fileno()
-                data = os.pread(files[file], place.stop - place.start, place.start)
-                if len(data) != place.stop - place.start:
-                    raise LogError(f"{file.path} is shorter than it was")
-                yield data
-
-    def _add(self, kept: _Kept, texts: dict[str, bytes]) -> None:
-        step = kept.event.step
-        alarms = json.loads(texts.get(PREFIX + "alarms", b"[]"))
-        if PREFIX + "layout" in texts:
-            layout = json.loads(texts[PREFIX + "layout"])
-            self._layout = Layout(tuple(map(str, layout["layers"])), tuple(map(int, layout["heads"])))
-        layout = Layout() if NOT_MEASURED in texts else self._layout
-        if layout not in self.layouts:
-            self.layouts.append(layout)
-        loss = float(np.frombuffer(texts[PREFIX + "loss"], "<f4")[0]) if PREFIX + "loss" in texts else math.nan
-        invalid = _lines(texts[NOT_MEASURED], f"step {step}: ")[0] if NOT_MEASURED in texts else ""
-        for tag, known in ((WARNINGS, self.warnings), (NOTES, self.notes)):
-            if tag in texts:
-                known.update(dict.fromkeys(_lines(texts[tag], f"{tag.split('/')[1].removesuffix('s')}: ")))
-        for tag, place in kept.event.places.items():
-            if tag.startswith(PREFIX) and place.shape:
-                self.dimensions.setdefault(tag.removeprefix(PREFIX), len(place.shape))
-        self._episodes.add(map(alarm_of, alarms))
-        self.probes.append(Probe(step, self.layouts.index(layout), loss, invalid))
-        self._kept.append(kept)
+    def _place(self, event: ProbeEvent, name: str) -> Place | None:
+        """None too where the array has not as many dimensions as the first of its name."""
+        place = event.arrays.get(name)
+        return place if place and len(place.shape or ()) == self.dimensions[name] else None
 
     def holds(self, name: str) -> list[int]:
-        tag = PREFIX + name
-        return [index for index, kept in enumerate(self._kept) if tag in kept.event.places]
+        return [index for index, (_, event) in enumerate(self._kept) if self._place(event, name)]
 
     def arrays(self, name: str, probes: Iterable[int]) -> Iterator[Numbers | None]:
-        tag = PREFIX + name
-        chosen = [(self._kept[index], self._kept[index].event.places.get(tag)) for index in probes]
-        data = self._bytes((kept.file, place) for kept, place in chosen if place)
+        chosen = [(file, self._place(event, name)) for file, event in map(self._kept.__getitem__, probes)]
+        found = _bytes((file, place) for file, place in chosen if place)
         for _, place in chosen:
-            yield numbers(next(data), place) if place else None
+            yield numbers(next(found), place) if place else None
 
     def curve(self, name: str, layer: str, head: int) -> Numbers:
-        tag = PREFIX + name
-        rows = [layout.layers.index(layer) if layer in layout.layers else -1 for layout in self.layouts]
+        rows = [layout.layers.index(layer) if layer in layout.layers else None for layout in self.layouts]
         found: list[tuple[EventFile, Place]] = []
         where = []
-        for index, (probe, kept) in enumerate(zip(self.probes, self._kept, strict=True)):
-            row, place = rows[probe.layout], kept.event.places.get(tag)
-            if place and row >= 0 and place.shape and row < place.shape[0] and head < place.shape[1]:
+        for index, (probe, (file, event)) in enumerate(zip(self.probes, self._kept, strict=True)):
+            row, place = rows[probe.layout], self._place(event, name)
+            if row is not None and place and place.shape and 0 <= head < place.shape[1]:
                 start = place.start + 4 * (row * place.shape[1] + head)
-                found.append((kept.file, Place(start, start + 4, ())))
+                found.append((file, Place(start, start + 4, ())))
                 where.append(index)
         values = np.full(len(self.probes), np.nan, np.float32)
-        values[where] = np.frombuffer(b"".join(self._bytes(found)), "<f4")
+        values[where] = np.frombuffer(b"".join(_bytes(found)), "<f4")
         return values
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Every probe as ``jsonl.to_dict`` has it."""
-        for index, (probe, kept, texts) in enumerate(
-            zip(self.probes, self._kept, self._texts(self._kept), strict=True)
-        ):
-            layout = self.layouts[probe.layout]
+        for (file, event), alarms in zip(self._kept, self._alarms(self._kept), strict=True):
             record: dict[str, Any] = {
-                "step": probe.step,
-                "layers": layout.layers,
-                "heads": layout.heads,
-                "invalid": probe.invalid,
-                "alarms": json.loads(texts.get(PREFIX + "alarms", b"[]")),
+                "step": event.step,
+                "loss": event.loss,
+                "layers": event.layout.layers,
+                "heads": event.layout.heads,
+                "invalid": event.invalid,
+                "warnings": event.warnings,
+                "notes": event.notes,
+                "alarms": [alarm.to_dict() for alarm in alarms],
                 "statistics": {},
                 "layer_statistics": {},
                 "nonfinite": {},
             }
-            if not math.isnan(probe.loss):
-                record["loss"] = probe.loss
-            for kind, tag in (("warnings", WARNINGS), ("notes", NOTES)):
-                if tag in texts:
-                    record[kind] = _lines(texts[tag], f"{kind.removesuffix('s')}: ")
-            for tag, place in kept.event.places.items():
-                name = tag.removeprefix(PREFIX)
-                if place.shape and name.split("/")[0] not in ("map", "usage"):
-                    (values,) = self.arrays(name, [index])
-                    assert values is not None
-                    if name == "residual":
-                        record[name] = values.tolist()
-                    elif name.startswith("nonfinite/"):
-                        record["nonfinite"][name.removeprefix("nonfinite/")] = values.tolist()
-                    else:
-                        record["statistics" if values.ndim == 2 else "layer_statistics"][name] = values.tolist()
+            arrays = {name: place for name, place in event.arrays.items() if not name.startswith(PICTURES)}
+            for (name, place), data in zip(arrays.items(), file.read(arrays.values()), strict=True):
+                values = numbers(data, place).tolist()
+                if name == "residual":
+                    record[name] = values
+                elif name.startswith("nonfinite/"):
+                    record["nonfinite"][name.removeprefix("nonfinite/")] = values
+                else:
+                    record["statistics" if len(place.shape or ()) == 2 else "layer_statistics"][name] = values
             yield record
 
 
-def _not_superseded(found: Iterable[_Kept]) -> list[_Kept]:
+def _bytes(places: Iterable[tuple[EventFile, Place]]) -> Iterator[bytes]:
+    for file, group in itertools.groupby(places, itemgetter(0)):
+        yield from file.read(place for _, place in group)
+
+
+def _not_superseded(found: Iterable[_Found]) -> list[_Found]:
     """Without the steps that a run, resumed from an earlier checkpoint, took again."""
-    kept: list[_Kept] = []
+    kept: list[_Found] = []
     for one in found:
-        while kept and kept[-1].event.step >= one.event.step:
+        while kept and kept[-1][1].step >= one[1].step:
             kept.pop()
         kept.append(one)
     return kept
-
-
-@lru_cache(maxsize=64)
-def _lines(text: bytes, prefix: str) -> tuple[str, ...]:
-    """The items of a Markdown list of ``summaries.text``, as they were before ``markdown``."""
-    return tuple(html.unescape(line.removeprefix(f"- {prefix}")) for line in text.decode().split("\n"))

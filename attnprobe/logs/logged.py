@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from attnprobe.errors import UnknownNameError
 from attnprobe.logs.episodes import Episode
-from attnprobe.logs.source import Layout, Numbers, Source
+from attnprobe.logs.source import Layout, Numbers, Source, picture_name
 
-#: Arrays that are no statistics, by the first part of their name.
-_OTHERS = {"residual", "nonfinite", "map", "usage"}
+#: How the names of arrays begin that are no statistics.
+_OTHERS = ("nonfinite/", "map/", "usage/")
 
 
 class LoggedRun:
@@ -85,8 +85,8 @@ class LoggedRun:
         return self._names(1)
 
     def _names(self, dimensions: int) -> tuple[str, ...]:
-        found = self.source.dimensions.items()
-        return tuple(name for name, number in found if number == dimensions and name.split("/")[0] not in _OTHERS)
+        found = [name for name, number in self.source.dimensions.items() if number == dimensions]
+        return tuple(name for name in found if name != "residual" and not name.startswith(_OTHERS))
 
     @property
     def alarms(self) -> tuple[Episode, ...]:
@@ -96,11 +96,12 @@ class LoggedRun:
     @property
     def maps(self) -> tuple[tuple[str, int], ...]:
         """(layer, head) of the heads whose pictures were recorded."""
-        names = [name.removeprefix("map/") for name in self.source.dimensions if name.startswith("map/")]
-        return tuple((layer, int(head)) for layer, _, head in (name.rpartition("/head") for name in names))
+        there = [(layer, head) for layer, number in zip(*self.layout, strict=True) for head in range(number)]
+        found = self.source.dimensions
+        return tuple((layer, head) for layer, head in there if picture_name("map", layer, head) in found)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.source.dimensions
+        return self.source.dimensions.get(name) in (1, 2) and not name.startswith("usage/")
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
         """The statistic ``name``: ``[probes, layers, heads]``, or ``[probes, layers]`` for one of a layer.
@@ -118,11 +119,11 @@ class LoggedRun:
         Raises:
             UnknownNameError: as above.
         """
-        if self.source.dimensions.get(name) not in (1, 2) or name.startswith("usage/"):
+        if name not in self:
             raise UnknownNameError.among("statistic", name, self._names(2) + self._names(1))
         layers, heads = self.layout
         shape = (len(layers), max(heads, default=0))[: self.source.dimensions[name]]
-        rows = [[layers.index(layer) for layer in each.layers] for each in self.source.layouts]
+        rows = self._rows()
         found = self.source.arrays(name, probes)
         result: Numbers | None = None
         for index, (probe, values) in enumerate(zip(probes, found, strict=True)):
@@ -130,25 +131,32 @@ class LoggedRun:
                 if result is None:
                     result = np.full((len(probes), *shape), np.nan, values.dtype)
                 where = rows[self.source.probes[probe].layout]
-                result[(index, where, *(slice(size) for size in values.shape[1:]))] = values
+                if values.ndim == 1:
+                    result[index, where] = values
+                else:
+                    result[index, where, : values.shape[1]] = values
         return np.full((len(probes), *shape), np.nan, np.float32) if result is None else result
 
+    def _rows(self) -> list[NDArray[np.intp]]:
+        """Which row of ours each layer of each of the source's layouts is."""
+        layers = self.layout.layers
+        return [np.array([layers.index(layer) for layer in each.layers], np.intp) for each in self.source.layouts]
+
     def curve(self, name: str, layer: str, head: int) -> Numbers:
-        """``[probes]``: one head's value of a statistic, NaN where there is none."""
+        """``[probes]``: one head's value of a statistic, NaN where there is none.
+
+        Raises:
+            UnknownNameError: no probe of this run holds that statistic for each head.
+        """
+        if name not in self or self.source.dimensions[name] != 2:
+            raise UnknownNameError.among("statistic", name, self._names(2))
         return self.source.curve(name, layer, head)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One plain dictionary per probe, layer and head: statistics of the head, and those of its layer."""
-        arrays = {name: self[name] for name in (*self.statistics, *self.layer_statistics)}
-        layers, heads = self.layout
-        for index, probe in enumerate(self.source.probes):
-            for row, layer in enumerate(layers):
-                for head in range(heads[row]):
-                    numbers = {
-                        name: float(values[index, row] if values.ndim == 2 else values[index, row, head])
-                        for name, values in arrays.items()
-                    }
-                    yield {"step": probe.step, "layer": layer, "head": head} | numbers
+        columns = self._columns()
+        for row in zip(*(column.tolist() for column in columns.values()), strict=True):
+            yield dict(zip(columns, row, strict=True))
 
     def to_frame(self) -> Any:
         """One row per probe, layer and head: a pandas DataFrame, or a list of dictionaries without pandas."""
@@ -156,16 +164,16 @@ class LoggedRun:
             import pandas
         except ImportError:
             return list(self.rows())
+        return pandas.DataFrame(self._columns())
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
         layers, heads = self.layout
-        there = [(row, head) for row, number in enumerate(heads) for head in range(number)]
-        row, head = (np.array([each[axis] for each in there], np.intp) for axis in (0, 1))
-        columns: dict[str, Any] = {
-            "step": np.repeat(self.steps, len(there)),
-            "layer": np.tile(np.array(layers, object)[row], len(self)),
-            "head": np.tile(head, len(self)),
-        }
-        for name in self.statistics:
-            columns[name] = self[name][:, row, head].ravel()
-        for name in self.layer_statistics:
-            columns[name] = self[name][:, row].ravel()
-        return pandas.DataFrame(columns)
+        rows = self._rows()
+        there = np.zeros((len(self), len(layers), max(heads, default=0)), np.bool_)
+        for index, probe in enumerate(self.source.probes):
+            for row, number in zip(rows[probe.layout], self.source.layouts[probe.layout].heads, strict=True):
+                there[index, row, :number] = True
+        at, row, head = np.nonzero(there)
+        columns = {"step": self.steps[at], "layer": np.array(layers, object)[row], "head": head}
+        columns |= {name: self[name][at, row, head] for name in self.statistics}
+        return columns | {name: self[name][at, row] for name in self.layer_statistics}

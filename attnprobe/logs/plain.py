@@ -16,5 +16,7 @@ def number_of(value: Any) -> float:
 
 def alarm_of(data: Mapping[str, Any]) -> Alarm:
     numbers = {key: number_of(data[key]) for key in ("value", "threshold")}
+    kinds = {"step": int, "since": int, "new": bool, "snoozed": bool, "severity": str}
+    values = {key: kind(data[key]) for key, kind in kinds.items() if key in data}
     evidence = [(step, number_of(value)) for step, value in data.get("evidence", ())]
-    return Alarm.from_dict({**data, **numbers, "evidence": evidence})
+    return Alarm.from_dict({**data, **numbers, **values, "evidence": evidence})

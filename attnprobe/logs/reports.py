@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.logs.episodes import Episodes
-from attnprobe.logs.source import Layout, Numbers, Probe
+from attnprobe.logs.source import Layout, Numbers, Probe, picture_name
 
 if TYPE_CHECKING:
     from attnprobe.report import StepReport
@@ -45,7 +45,7 @@ class ReportSource:
     def curve(self, name: str, layer: str, head: int) -> Numbers:
         values = np.full(len(self.reports), np.nan)
         for index, (report, arrays) in enumerate(zip(self.reports, self._arrays, strict=True)):
-            if name in arrays and layer in report.layers and head < arrays[name].shape[1]:
+            if name in arrays and layer in report.layers and 0 <= head < arrays[name].shape[1]:
                 values[index] = float(arrays[name][report.layers.index(layer), head])
         return values
 
@@ -58,7 +58,6 @@ def _arrays(report: StepReport) -> Iterator[tuple[str, Tensor]]:
     for kind, counts in report.nonfinite.items():
         yield f"nonfinite/{kind}", counts
     for picture in report.maps:
-        where = f"{picture.layer}/head{picture.head}"
-        yield f"map/{where}", torch.stack(picture.panels())
+        yield picture_name("map", picture.layer, picture.head), torch.stack(picture.panels())
         if picture.usage is not None:
-            yield f"usage/{where}", picture.usage
+            yield picture_name("usage", picture.layer, picture.head), picture.usage

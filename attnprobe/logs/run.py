@@ -142,6 +142,8 @@ def _events(directory: Path, names: Sequence[str]) -> EventSource | None:
 
     source = EventSource(directory, verify=True)
     source.refresh()
+    if source.refusals:
+        raise LogError(source.refusals[0])
     for problem in source.problems:
         warnings.warn(problem, AttnProbeWarning, stacklevel=2)
     return source if source.probes else None

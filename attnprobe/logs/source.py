@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnprobe.logs.episodes import Episode
+from attnprobe.writers.text import printable
 
 Numbers: TypeAlias = "NDArray[np.float32] | NDArray[np.float64]"
 
@@ -67,3 +68,8 @@ class Source(Protocol):
 
     def curve(self, name: str, layer: str, head: int) -> Numbers:
         """``[probes]``: one head's value of a statistic of two dimensions, NaN where there is none."""
+
+
+def picture_name(kind: str, layer: str, head: int) -> str:
+    """Name of the array ``map`` or ``usage`` of one head, as the writer's tags have it."""
+    return f"{kind}/{printable(layer)}/head{head}"

@@ -97,7 +97,7 @@ def head_map(picture: HeadMap) -> Iterator[Entry]:
     where = f"{printable(picture.layer)}/head{picture.head}"
     yield Entry(f"attention_maps/{where}", "images", image(head_picture(picture)), lambda: describe.HEAD_MAP)
     content = {"schema": SCHEMA, "kind": "map", "level": "head", "layer": picture.layer, "head": picture.head}
-    numbers = {"map": [panel.float().numpy() for panel in picture.panels()]}
+    numbers: dict[str, ArrayLike] = {"map": [panel.float().numpy() for panel in picture.panels()]}
     if picture.usage is not None:
         numbers["usage"] = picture.usage.float().numpy()
     for name, values in numbers.items():

@@ -424,6 +424,34 @@ def test_pictures_are_of_the_head_that_was_asked_for(head: int) -> None:
     assert picture.attention[~visible].isnan().all()
 
 
+@pytest.mark.parametrize("keys", [S, 150])
+@pytest.mark.parametrize("padded", [False, True])
+def test_usage_is_of_the_first_sequence_and_the_columns_of_a_pixel_together(keys: int, padded: bool) -> None:
+    mask = normal(B, H, T, keys, seed=3) > -0.5
+    mask[0, 2, 3] = mask[0, 2, :, 4] = False  # a row without a key, and a key without a row
+    record = AttentionRecord(
+        value=normal(B, H, keys, 3),
+        query=normal(B, H, T, 5, seed=1),
+        key=normal(B, H, keys, 5, seed=2),
+        mask=mask,
+        sink=SINK,
+        query_tokens=torch.arange(T) < torch.tensor([[6], [T]]) if padded else None,
+        self_attention=False,
+    )
+    parts, picture = dense_parts(record), head_map("layer", 2, record)
+    rows = [row for row in range(6 if padded else T) if parts.visible[0, 2, row].any()]
+    pixels = min(64, keys)
+    reads, uniform = torch.zeros(pixels, dtype=torch.float64), torch.zeros(pixels, dtype=torch.float64)
+    for row in rows:
+        for key in range(keys):
+            if parts.visible[0, 2, row, key]:
+                reads[key * pixels // keys] += parts.alpha[0, 2, row, key]
+                uniform[key * pixels // keys] += 1 / (int(parts.visible[0, 2, row].sum()) + 1)  # the sink is one
+    assert picture.usage is not None
+    torch.testing.assert_close(picture.usage, reads / uniform, rtol=1e-12, atol=0, equal_nan=True)
+    assert bool(picture.usage.isnan().any()) == (keys == S)
+
+
 def test_notes_say_which_weights_the_statistics_are_of() -> None:
     def notes(record: AttentionRecord) -> str:
         return "\n".join(Measured.of(record, {}).notes)

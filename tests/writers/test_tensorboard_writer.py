@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import io
 import json
@@ -292,6 +293,35 @@ def test_pictures(tmp_path: Path, read_events: Read) -> None:
         for image in images:
             assert (image.width, image.height) == size
             assert Image.open(io.BytesIO(image.encoded_image_string)).size[0] == size[0]
+
+
+@pytest.mark.parametrize("forward_only", [False, True])
+def test_pictures_are_written_as_numbers_too(forward_only: bool, tmp_path: Path, read_events: Read) -> None:
+    usage = torch.rand(40, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    picture = dataclasses.replace(head_map(rows=5, columns=40, forward_only=forward_only), usage=usage)
+    write(tmp_path, *(full_report(step, maps=(picture, head_map(head=2))) for step in range(3)), maps_every=2)
+    events = read_events(tmp_path)
+    where = "transformer.h.0.attn/head1"
+    panels = (picture.attention, *(() if forward_only else (picture.compatibility, picture.advantage)))
+    for tag, expected in ((f"attnprobe/map/{where}", torch.stack(panels)), (f"attnprobe/usage/{where}", usage)):
+        found = events.Tensors(tag)
+        assert [each.step for each in found] == [0, 2]
+        for each in found:
+            array = torch.from_numpy(make_ndarray(each.tensor_proto).copy())
+            torch.testing.assert_close(array, expected.float(), rtol=0, atol=0, equal_nan=True)
+        metadata = events.SummaryMetadata(tag)
+        assert metadata.data_class == DATA_CLASS_TENSOR
+        assert len(metadata.summary_description) > 20
+        assert json.loads(metadata.plugin_data.content) == {
+            "schema": 1,
+            "kind": "map",
+            "level": "head",
+            "layer": "transformer.h.0.attn",
+            "head": 1,
+        }
+    tags = {tag for tag in events.Tags()["tensors"] if tag.startswith(("attnprobe/map/", "attnprobe/usage/"))}
+    other = "attnprobe/map/transformer.h.0.attn/head2"
+    assert tags == {f"attnprobe/map/{where}", f"attnprobe/usage/{where}", other}, "usage only where it is known"
 
 
 def projected(directory: Path) -> dict[str, tuple[list[list[float]], list[str]]]:

@@ -1,0 +1,4 @@
+"""The Attention tab of TensorBoard.
+
+TensorBoard loads this at every start: no torch, and no exception may leave it.
+"""

@@ -1,0 +1,55 @@
+// Numbers and names as a person reads them.
+
+export function number(value) {
+  if (value == null || Number.isNaN(value)) return "not measured";
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  const four = Number(value.toPrecision(4));
+  const text = size >= 1e5 || size < 1e-3 ? four.toExponential() : String(four);
+  return text.replace("-", "−").replace("e+", "e");
+}
+
+export function signed(value) {
+  return value > 0 ? `+${number(value)}` : number(value);
+}
+
+export function count(number_, what) {
+  return `${number_.toLocaleString("en")} ${what}${number_ === 1 ? "" : "s"}`;
+}
+
+// What tells layers apart: without the parts that all names begin and end with.
+export function shortNames(names) {
+  const parts = names.map((name) => name.split("."));
+  const least = Math.min(...parts.map((part) => part.length));
+  const same = (at) => parts.every((part) => part.at(at) === parts[0].at(at));
+  let first = 0;
+  let last = 0;
+  if (names.length > 1) {
+    while (first < least - 1 && same(first)) first += 1;
+    while (last < least - 1 - first && same(-1 - last)) last += 1;
+  }
+  return parts.map((part) => part.slice(first, part.length - last).join(".") || part.join("."));
+}
+
+// `*` stands for anything; words are looked for anywhere in a name.
+export function matcher(text) {
+  const words = text.trim().toLowerCase().split(/\s+/).filter(Boolean);
+  const patterns = words.map((word) => {
+    const escaped = word.split("*").map((part) => part.replace(/[.+?^${}()|[\]\\]/g, "\\$&"));
+    return new RegExp(word.includes("*") ? `^${escaped.join(".*")}$` : escaped.join(""));
+  });
+  return (name) => !patterns.length || patterns.some((pattern) => pattern.test(name.toLowerCase()));
+}
+
+export function headList(list) {
+  if (!list.length) return "";
+  const ranges = [];
+  for (const head of list) {
+    const last = ranges.at(-1);
+    if (last && last[1] === head - 1) last[1] = head;
+    else ranges.push([head, head]);
+  }
+  const text = ranges.map(([low, high]) => (low === high ? `${low}` : `${low}–${high}`)).join(", ");
+  return `${list.length > 1 ? "heads" : "head"} ${text}`;
+}
