@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import kernel, memory, scaling, step, tools
 from benchmarks.machine import describe
+from benchmarks.tab import measure as tab
 from benchmarks.table import Section, prepare
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -25,7 +26,7 @@ by hand. Times are CPU seconds of one thread. All candidates of a table run in t
 anew, and ratios are taken within a round: their median is given with the quartiles over rounds. A median that misses
 its target is shown as missed. The raw medians are in [{data}]({data}).
 """
-PARTS = ("kernel", "step", "long-step", "memory", "tools", "scaling")
+PARTS = ("kernel", "step", "long-step", "memory", "tools", "scaling", "tab")
 Benchmark = Callable[[bool], Iterator[Section]]
 
 
@@ -48,6 +49,7 @@ def main() -> int:
         "memory": memory.benchmark,
         "tools": tools.benchmark,
         "scaling": partial(scaling.benchmark, picture=None if page is None else page.parent / "images" / PICTURE),
+        "tab": tab.benchmark,
     }
     for name in chosen.only:
         measured[name] = run(name, benchmarks[name], chosen.short)

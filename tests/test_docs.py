@@ -11,7 +11,14 @@ import pytest
 from attnprobe import STATISTICS
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/alarms.md", "docs/geometry.md", "docs/kernels.md", "docs/schedules.md")
+PAGES = (
+    "README.md",
+    "docs/alarms.md",
+    "docs/attention-tab.md",
+    "docs/geometry.md",
+    "docs/kernels.md",
+    "docs/schedules.md",
+)
 
 
 def _blocks(page: str) -> list[str]:

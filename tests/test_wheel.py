@@ -29,6 +29,8 @@ def test_the_wheel_holds_every_file(wheel: Path) -> None:
     missing = {str(path.relative_to(ROOT)) for path in files} - inside
     assert not missing
     assert "attnprobe/py.typed" in inside
+    assert {f"attnprobe/tensorboard_plugin/static/{name}" for name in ("index.js", "style.css")} <= inside
+    assert "attnprobe/tensorboard_plugin/static/vendor/LICENSE-uPlot.txt" in inside
     assert any(name.endswith("licenses/LICENSE") for name in inside)
 
 

@@ -10,7 +10,7 @@ from attnprobe.logs.logged import LoggedRun
 from attnprobe.run_summary.alarm_table import ranges
 from attnprobe.run_summary.blocks import blocks, prose
 from attnprobe.run_summary.course import FALL, RISE, SAME, course_of, probes_of, trend
-from attnprobe.run_summary.heads import Head, HeadAlarm, worst_first
+from attnprobe.run_summary.heads import PEERS, Head, HeadAlarm, worst_first
 from attnprobe.writers.columns import aligned, left, number, right
 from attnprobe.writers.console import COLUMNS
 from attnprobe.writers.text import printable
@@ -37,9 +37,10 @@ def head_lines(run: LoggedRun, limit: int) -> Iterator[str]:
     if unknown := [head for head in heads if not head.measured]:
         yield from prose(f"nothing was measured of {_unknown(unknown)}")
     if any(head.stands_out for head in shown):
-        yield (
-            f"distance: from the median of all heads at step {run.steps[probes[-1]]}, in robust standard deviations "
-            f"(1.4826 MAD). To stand out is not by itself a fault."
+        yield from prose(
+            f"distance: from the median of the layer's heads (of all heads, where fewer than {PEERS} of a layer were "
+            f"measured) at step {run.steps[probes[-1]]}, in robust standard deviations (1.4826 MAD). To stand out is "
+            f"not by itself a fault."
         )
     if names := [name for name in COLUMNS if name in run.statistics]:
         several = len(probes) > 1

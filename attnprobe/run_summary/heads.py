@@ -14,6 +14,9 @@ from attnprobe.logs.logged import LoggedRun
 from attnprobe.run_summary.course import probes_of, statistics_of, values_at
 from attnprobe.run_summary.spread import difference, spread
 
+#: A head's peers are the heads of its layer, since layers differ by nature; all heads, where fewer than these are left.
+PEERS = 4
+
 
 class HeadAlarm(NamedTuple):
     """An alarm that concerned a head; whether it still does at the last probe."""
@@ -24,7 +27,7 @@ class HeadAlarm(NamedTuple):
 
 
 class StandsOut(NamedTuple):
-    """The statistic in which a head is furthest from the median of all heads, see ``spread``."""
+    """The statistic in which a head is furthest from the median of its ``peers``, see ``spread``."""
 
     statistic: str
     value: float
@@ -86,16 +89,16 @@ def worst_first(run: LoggedRun) -> list[Head]:
 
 
 def stand_out(statistics: dict[str, NDArray[np.float64]], shape: tuple[int, int]) -> dict[tuple[int, int], StandsOut]:
-    """Row and head -> where it stands out most among ``[layers, heads]``; without those that are like all others."""
+    """Row and head -> where it stands out most among ``[layers, heads]``; without those that are like their peers."""
     best = np.zeros(shape)
     found: dict[tuple[int, int], StandsOut] = {}
     for name, values in statistics.items():
-        everyone = spread(values)
-        distance = everyone.measure(difference(values, everyone.median))
-        for row, head in np.argwhere(distance > best):
-            numbers = (float(values[row, head]), everyone.median, float(distance[row, head]))
-            found[int(row), int(head)] = StandsOut(name, *numbers)
-        best = np.fmax(best, distance)
+        for row, one in enumerate(values):
+            peers = spread(one if np.isfinite(one).sum() >= PEERS else values)
+            distance = peers.measure(difference(one, peers.median))
+            for head in np.flatnonzero(distance > best[row]):
+                found[row, int(head)] = StandsOut(name, float(one[head]), peers.median, float(distance[head]))
+            best[row] = np.fmax(best[row], distance)
     return found
 
 

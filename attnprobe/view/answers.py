@@ -15,7 +15,7 @@ usage     run, layer, head               the columns' usage over steps ``[probes
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -154,5 +154,4 @@ def usage(run: LoggedRun, layer: str, head: int) -> tuple[list[int], Numbers] | 
         return None
     width = max(map(len, rows.values()))
     stretched = [row[np.arange(width) * len(row) // width] for row in rows.values()]
-    picture: Numbers = np.stack(stretched)
-    return list(rows), picture
+    return list(rows), cast("Numbers", np.stack(stretched))

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +77,7 @@ def write_page(runs: Mapping[str, LoggedRun], path: str | PathLike[str], title: 
 
 
 def page(runs: Mapping[str, LoggedRun], title: str = "") -> str:
-    """The text of that file: no more than a few megabytes, whatever the run's length."""
+    """The text of that file: a few megabytes, or tens with thousands of heads, whatever the run's length."""
     title = title or "Attention: " + ", ".join(runs)
     data = dumps({"title": title} | _data(runs)).replace("<", "\\u003c")
     return _PAGE.format(
@@ -162,8 +162,7 @@ def _extremes(run: LoggedRun) -> Iterator[int]:
 def _frames(run: LoggedRun, name: str, chosen: list[int]) -> Numbers:
     """``[chosen, layers, heads]``."""
     frames = [answers.frames(run, name, index, index + 1) for index in chosen] or [np.empty((0, 0, 0), np.float32)]
-    together: Numbers = np.concatenate(frames)
-    return together
+    return cast("Numbers", np.concatenate(frames))
 
 
 def _pictured(run: LoggedRun, room: int) -> dict[tuple[str, int], int]:

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Frame, Page, sync_playwright
 
 from tests.browser.runs import real_runs
-from tests.browser.server import tensorboard
+from benchmarks.tab.server import tensorboard
 from tests.browser.view import View
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

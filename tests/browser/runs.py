@@ -23,7 +23,7 @@ class Runs:
 
 
 def real_runs(directory: Path) -> Runs:
-    """``fast`` and ``slow``: a small encoder at two learning rates; the fast one raises an alarm in its first layer."""
+    """``fast`` and ``slow``: a small encoder at two learning rates, both with alarms."""
     found = {
         name: train(directory / name, rate, seed) for seed, (name, rate) in enumerate([("fast", 3.0), ("slow", 0.03)])
     }

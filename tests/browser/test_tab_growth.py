@@ -15,7 +15,7 @@ from playwright.sync_api import Page
 import attnprobe as ap
 from attnprobe.report import Alarm, StepReport
 from benchmarks.tab.synthetic import write_run
-from tests.browser.server import tensorboard
+from benchmarks.tab.server import tensorboard
 from tests.browser.view import View
 
 Open = Callable[..., View]
@@ -68,8 +68,8 @@ def test_many_heads(tmp_path: Path, tab: Open) -> None:
     with tensorboard(tmp_path) as address:
         view = tab(address)
         assert view.panels() == ["a", "b"]
-        boxes = [view.panel(run).bounding_box() for run in ("a", "b")]
-        assert boxes[0] and boxes[1] and boxes[0]["y"] == boxes[1]["y"], "side by side"
+        top = "canvas => canvas.getBoundingClientRect().top"
+        assert view.panel("a").locator("canvas").evaluate(top) == view.panel("b").locator("canvas").evaluate(top)
         assert "transformer.h.31.attn · head 31" in view.hover("a", 31, 31)
         view.panel("b").locator("canvas").hover(position=view.cell("b", 1, 20))  # type: ignore[arg-type]
         assert view.frame.locator(".tip").is_hidden(), "that layer has sixteen heads"

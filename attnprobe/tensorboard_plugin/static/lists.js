@@ -40,7 +40,9 @@ export function drawRanking(root, model, views, scale, top = 15) {
   const turn = () => state.set({ order: order === "high" ? "low" : "high" });
   const what = state.base === null ? model.stat : `change of ${model.stat}`;
   const title = element("h2", {}, meaning.level === "layer" ? "Layers by " : "Heads by ", what);
-  const button = element("button", { onclick: turn, title: "turn the order round" }, order === "high" ? "highest first ↓" : "lowest first ↑");
+  const button = element("button", { onclick: turn, title: "turn the order round" }, 
+    `${state.base === null ? { high: "highest", low: "lowest" }[order] : { high: "largest", low: "smallest" }[order]} first `
+      + (order === "high" ? "↓" : "↑"));
   const largest = Math.max(...ranked.map(({ value }) => Math.abs(value)).filter(Number.isFinite), 0) || 1;
   const items = ranked.slice(0, top).map(({ run, row, head, value }) => {
     const chosen = state.layer === run.layers[row] && state.head === head;

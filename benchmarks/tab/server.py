@@ -1,4 +1,4 @@
-"""A TensorBoard of its own for a test, in a process as a user starts it."""
+"""A TensorBoard in a process of its own, as a user starts it, for tests and measurements."""
 
 from __future__ import annotations
 
@@ -13,11 +13,21 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+import psutil
 
 
 @contextmanager
 def tensorboard(logdir: Path, *options: str, path: str = "") -> Iterator[str]:
     """The address of a TensorBoard over ``logdir``, until the end of the block; ``path`` stands before its modules."""
+    with running(logdir, *options, path=path) as (address, _):
+        yield address
+
+
+@contextmanager
+def running(logdir: Path, *options: str, path: str = "") -> Iterator[tuple[str, psutil.Process]]:
+    """The same, and its process."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -32,13 +42,13 @@ def tensorboard(logdir: Path, *options: str, path: str = "") -> Iterator[str]:
         address = f"http://127.0.0.1:{port}"
         try:
             _wait(process, f"{address}/data/plugins_listing", log)
-            yield address
+            yield address, psutil.Process(process.pid)
         finally:
             process.terminate()
             process.wait(20)
 
 
-def _wait(process: subprocess.Popen[bytes], address: str, log: object) -> None:
+def _wait(process: subprocess.Popen[bytes], address: str, log: IO[str]) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -47,5 +57,5 @@ def _wait(process: subprocess.Popen[bytes], address: str, log: object) -> None:
             time.sleep(0.1)
         else:
             return
-    log.seek(0)  # type: ignore[attr-defined]
-    raise AssertionError(f"TensorBoard did not start: {log.read()}")  # type: ignore[attr-defined]
+    log.seek(0)
+    raise AssertionError(f"TensorBoard did not start: {log.read()}")
