@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import attnprobe as ap
 from attnprobe.logs import read_logs
 from attnprobe.view.html import write_page
-from benchmarks.tab.measure import CHROMIUM, QUIET
+from benchmarks.tab.browser import CHROMIUM, QUIET
 from benchmarks.tab.server import tensorboard
 
 IMAGES = Path(__file__).parent / "images"

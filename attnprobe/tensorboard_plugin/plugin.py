@@ -95,9 +95,11 @@ class AttentionPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no typ
         now = {"revision": self.store.revision, "complete": self.store.complete}
         if query.text("known", "") == now["revision"]:
             return _json(now | {"runs": None})
-        runs = [self.store.runs[name] for name in sorted(self.store.runs)]
+        overview = answers.overview(self.store.runs[name] for name in sorted(self.store.runs))
+        for run in overview["runs"]:
+            run["revision"] = self.store.revision_of(run["name"])
         problems = [*self.problems, *self.store.problems]
-        return _json(answers.overview(runs) | now | {"problems": problems, "places": list(map(str, self.places))})
+        return _json(overview | now | {"problems": problems, "places": list(map(str, self.places))})
 
     def _run(self, query: Query) -> LoggedRun:
         name = query.text("run")

@@ -56,6 +56,10 @@ class Store:
     def revision(self) -> str:
         return f"{self._born}.{self._changes}"
 
+    def revision_of(self, name: str) -> str:
+        """Likewise of one run."""
+        return f"{self._born}.{self._sources[name].revision}"
+
     def refresh(self) -> None:
         """Look for new runs and new probes, from where the last call stopped; nothing if all was just looked at."""
         now = time.monotonic()

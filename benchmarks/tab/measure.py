@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from attnprobe.tensorboard_plugin.loader import NAME
+from benchmarks.tab.browser import CHROMIUM, QUIET
 from benchmarks.tab.server import running, tensorboard
 from benchmarks.tab.synthetic import write_run
 from benchmarks.table import Row, Section
@@ -24,8 +23,6 @@ from benchmarks.timing import Spread
 ABOUT = """Wall-clock times; TensorBoard and the browser share the machine's cores. The large run is an event file of
 random numbers of the size given."""
 LARGE = ([64] * 48, 25, 5000)
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split()
 #: What TensorBoard does before it listens, with or without our entry point.
 START = f"""
 import sys, time
@@ -38,6 +35,7 @@ default._iter_entry_points = lambda group: [
 board = program.TensorBoard(default.get_plugins())
 board.configure(argv=["", "--logdir", sys.argv[2], "--port", "0", "--load_fast=false"])
 address = board.launch()
+assert ("attnprobe.tensorboard_plugin.plugin" in sys.modules) == (sys.argv[1] == "with")
 print(time.perf_counter() - began, "torch" in sys.modules)
 """
 

@@ -14,8 +14,8 @@ from playwright.sync_api import Page
 
 import attnprobe as ap
 from attnprobe.report import Alarm, StepReport
-from benchmarks.tab.synthetic import write_run
 from benchmarks.tab.server import tensorboard
+from benchmarks.tab.synthetic import write_run
 from tests.browser.view import View
 
 Open = Callable[..., View]

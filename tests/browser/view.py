@@ -110,7 +110,8 @@ class View:
         return found
 
     def place(self) -> str:
-        """The page's own part of the address."""
+        """The page's own part of the address, which follows with some delay."""
+        self.page.wait_for_timeout(450)
         return str(self.page.evaluate("location.hash")).removeprefix("#attnprobe").removeprefix("#").lstrip("&")
 
     def evaluate(self, script: str) -> Any:

@@ -117,6 +117,20 @@ def test_nothing_is_told_twice(logdir: Path) -> None:
     assert [run["name"] for run in Tab(logdir).json("runs", known=known)["runs"]] == ["a", "b"], "a restarted server"
 
 
+def test_a_run_says_when_its_numbers_may_be_others(logdir: Path) -> None:
+    def revisions(tab: Tab) -> dict[str, str]:
+        return {run["name"]: run["revision"] for run in tab.json("runs")["runs"]}
+
+    write(logdir / "b", report(0), report(1))
+    tab = Tab(logdir)
+    before = revisions(tab)
+    write(logdir / "b", report(1))  # resumed: as many probes as before
+    after = revisions(tab)
+    assert before["a"] == after["a"]
+    assert before["b"] != after["b"]
+    assert not set(after.values()) & set(revisions(Tab(logdir)).values()), "a restarted server"
+
+
 def test_a_thousand_runs_have_a_short_revision(tmp_path: Path) -> None:
     """It is sent back in the address, which may not be longer than 64 kB."""
     write(tmp_path / "one", report(0))

@@ -2,6 +2,7 @@
 
 const STRETCH = 2 ** 21; // bytes that are asked for at once
 const ROOM = 2 ** 27; // bytes that are kept
+export const AGAIN = 5000; // milliseconds until what failed is asked for again
 
 export class Frames {
   constructor(source) {
@@ -18,7 +19,7 @@ export class Frames {
     const start = Math.floor(probe / stretch) * stretch;
     const stop = Math.min(start + stretch, run.steps.length);
     // A stretch that has grown since is another one.
-    const key = JSON.stringify([run.name, run.version, name, start, stop]);
+    const key = JSON.stringify([run.name, run.revision, name, start, stop]);
     const found = this.kept.get(key);
     if (!found) {
       this.load(key, run, name, start, stop, arrived);
@@ -37,7 +38,7 @@ export class Frames {
     try {
       entry.values = await this.source.frames(run.name, name, start, stop);
     } catch (error) {
-      this.kept.delete(key);
+      setTimeout(() => this.kept.delete(key), AGAIN); // not at once: the server may be gone
       arrived(error);
       return;
     }

@@ -31,7 +31,7 @@ export class Head {
     this.drawAlarms(layer, head);
     const runs = this.model.runs.filter((run) => run.layers.includes(layer));
     // While a run grows its curves are fetched anew, but no more often than it is looked at.
-    const key = JSON.stringify([layer, head, this.model.stat, this.model.dark, this.root.clientWidth, runs.map((run) => [run.name, run.version])]);
+    const key = JSON.stringify([layer, head, this.model.stat, this.model.dark, this.root.clientWidth, runs.map((run) => [run.name, run.revision])]);
     if (key !== this.loaded) {
       this.loaded = key;
       this.load(key, runs, layer, head);
@@ -115,7 +115,7 @@ export class Head {
   async drawPictures(runs, layer, head) {
     const { model } = this;
     const recorded = runs.filter((run) => run.maps.some(([one, number_]) => one === layer && number_ === head));
-    const key = JSON.stringify([layer, head, model.step, model.dark, recorded.map((run) => [run.name, run.version])]);
+    const key = JSON.stringify([layer, head, model.step, model.dark, recorded.map((run) => [run.name, run.revision])]);
     if (key === this.pictured) return;
     this.pictured = key;
     const parts = await Promise.all(recorded.map(async (run) => {

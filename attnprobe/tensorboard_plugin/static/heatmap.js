@@ -129,6 +129,7 @@ class Panel {
 
   words(view, step) {
     const { run } = view;
+    if (!run.names.length) return `nothing could be measured in this run: ${run.invalid.at(-1)?.[1] ?? "no reason is known"}`;
     if (!run.names.includes(this.model.stat)) return `${this.model.stat} was not recorded in this run`;
     if (step === undefined) return "this run begins later";
     if (!view.rows.length) return "no layer's name matches the filter";

@@ -1,4 +1,4 @@
-// Two lists that lead to heads: the alarms, and the heads in the order of the statistic.
+// Lists: the alarms and the heads in the order of the statistic, which lead to a head, and what the probe warned about.
 
 import { element, replace } from "./dom.js";
 import { count, headList, number, signed } from "./format.js";
@@ -6,6 +6,10 @@ import { count, headList, number, signed } from "./format.js";
 const MOST = 200;
 
 export function drawAlarms(root, model) {
+  // The list is the same at every step.
+  const key = JSON.stringify(model.runs.map((run) => [run.name, run.revision]));
+  if (key === root.dataset.drawn) return;
+  root.dataset.drawn = key;
   const found = model.runs.flatMap((run) => run.alarms.map((alarm) => ({ run, alarm })));
   const title = element("h2", {}, `Alarms (${found.length})`);
   if (!found.length) {
@@ -58,4 +62,15 @@ export function drawRanking(root, model, views, scale, top = 15) {
   });
   const rest = ranked.length > top ? element("p", { class: "quiet" }, `of ${count(ranked.length, "head")}`) : null;
   replace(root, title, button, element("table", {}, element("tbody", {}, ...items)), rest);
+}
+
+export function drawWarnings(root, model) {
+  const key = JSON.stringify(model.runs.map((run) => [run.name, run.revision]));
+  if (key === root.dataset.drawn) return;
+  root.dataset.drawn = key;
+  replace(root, ...["warnings", "notes"].map((kind) => {
+    const lines = model.runs.flatMap((run) => run[kind].map((text) => element("li", {}, element("b", {}, run.name), ` ${text}`)));
+    const title = element("summary", {}, count(lines.length, kind.slice(0, -1)));
+    return lines.length ? element("details", {}, title, element("ul", {}, ...lines)) : null;
+  }));
 }

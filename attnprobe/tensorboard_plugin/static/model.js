@@ -2,7 +2,7 @@
 
 import { LINES, Scale } from "./colours.js";
 import { matcher, shortNames } from "./format.js";
-import { Frames } from "./frames.js";
+import { AGAIN, Frames } from "./frames.js";
 
 const FIRST = ["normalized_entropy", "entropy"];
 const AT_ONCE = 4; // runs that are shown unless others are chosen
@@ -25,7 +25,6 @@ export class Model {
     const colours = new Map((this.overview.runs ?? []).map((run) => [run.name, run.colour]));
     answer.runs.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
     for (const run of answer.runs) {
-      run.version = `${answer.revision}`;
       run.short = shortNames(run.layers);
       run.colour = colours.get(run.name) ?? LINES[colours.size % LINES.length];
       colours.set(run.name, run.colour);
@@ -139,7 +138,7 @@ export class Model {
         this.ranges.set(key, null);
         this.source.range(run.name, this.stat).then(
           (range) => { this.ranges.set(key, range); this.redraw(); },
-          (error) => this.arrived(error),
+          (error) => { setTimeout(() => this.ranges.delete(key), AGAIN); this.arrived(error); },
         );
       }
       return this.ranges.get(key);
@@ -173,8 +172,8 @@ export class Model {
   }
 }
 
-// Index of the last number that is no more than `limit` in an ascending list; `none` where all are.
-function last(list, limit, none) {
+// Index of the last number that is no more than `limit` in an ascending list; `none` where all are more.
+export function last(list, limit, none) {
   let [low, high] = [0, list.length];
   while (low < high) {
     const middle = (low + high) >> 1;

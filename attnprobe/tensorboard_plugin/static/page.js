@@ -3,7 +3,8 @@
 import { element, replace } from "./dom.js";
 import { drawLegend, HeatMaps } from "./heatmap.js";
 import { Head } from "./head.js";
-import { drawAlarms, drawRanking } from "./lists.js";
+import { drawAlarms, drawRanking, drawWarnings } from "./lists.js";
+import { Loss } from "./loss.js";
 import { Model } from "./model.js";
 import { State } from "./state.js";
 import { Timeline } from "./timeline.js";
@@ -18,14 +19,14 @@ export async function start(root, source, { link, live, dark, title = null }) {
   const parts = {
     problems: part("problems"), toolbar: part("toolbar"), maps: part("heatmaps"), legend: part("legend"),
     timeline: part("timeline"), head: part("head-view", "section"), alarms: part("alarms", "section"),
-    ranking: part("ranking", "section"), empty: part("empty"),
+    ranking: part("ranking", "section"), loss: part("loss", "section"), warnings: part("warnings"), empty: part("empty"),
   };
   const canvas = element("canvas", { role: "img", "aria-label": "colours and their numbers" });
   const labels = part("labels");
   parts.legend.append(canvas, labels);
   const tip = new Tip();
   const body = element("div", { class: "body" },
-    element("div", { class: "left" }, parts.timeline, parts.maps, parts.legend, parts.head),
+    element("div", { class: "left" }, parts.timeline, parts.maps, parts.legend, parts.loss, parts.head),
     element("aside", {}, parts.alarms, parts.ranking));
 
   let asked = false;
@@ -39,8 +40,9 @@ export async function start(root, source, { link, live, dark, title = null }) {
   const maps = new HeatMaps(parts.maps, model, tip);
   const toolbar = new Toolbar(parts.toolbar, model);
   const timeline = new Timeline(parts.timeline, model);
+  const loss = new Loss(parts.loss, model);
   const head = new Head(parts.head, model, tip);
-  replace(root, title, parts.problems, parts.toolbar, body, parts.empty, tip.root);
+  replace(root, title, parts.problems, parts.toolbar, parts.warnings, body, parts.empty, tip.root);
 
   function draw() {
     const began = performance.now();
@@ -48,7 +50,7 @@ export async function start(root, source, { link, live, dark, title = null }) {
     const nothing = !overview.runs.length;
     const texts = [model.error, ...(overview.problems ?? []), ...overview.runs.flatMap((run) => run.problems.map((text) => `${run.name}: ${text}`))];
     replace(parts.problems, ...[...new Set(texts.filter(Boolean))].map((text) => element("p", { class: "problem" }, text)));
-    body.hidden = parts.toolbar.hidden = nothing;
+    body.hidden = parts.toolbar.hidden = parts.warnings.hidden = nothing;
     parts.empty.hidden = !nothing;
     if (nothing) {
       replace(parts.empty, ...emptyWords(overview));
@@ -58,6 +60,8 @@ export async function start(root, source, { link, live, dark, title = null }) {
     const scale = model.scale(views);
     model.log = scale.log;
     maps.draw(views, scale);
+    loss.draw();
+    drawWarnings(parts.warnings, model);
     drawLegend(canvas, labels, scale, views.some((view) => view.waiting));
     timeline.draw();
     toolbar.draw(scale);
@@ -72,8 +76,9 @@ export async function start(root, source, { link, live, dark, title = null }) {
   async function look() {
     let wait = LATER;
     try {
-      if (await model.load()) redraw();
+      const before = model.error;
       model.error = "";
+      if (await model.load() || before) redraw();
       if (model.overview.complete === false) wait = SOON;
     } catch (error) {
       if (model.error !== error.message) redraw();

@@ -13,6 +13,8 @@ const DEFAULTS = {
   order: "", // "high" | "low"; "": the worse end first
 };
 
+const PAUSE = 300; // milliseconds
+
 export class State {
   constructor(link) {
     this.link = link;
@@ -51,7 +53,9 @@ export class State {
     }
     if (this.log !== null) query.set("log", this.log ? "1" : "0");
     this.text = query.toString();
-    this.link.write(this.text);
+    // Browsers refuse an address that changes too often, as under a slider that is dragged.
+    clearTimeout(this.writing);
+    this.writing = setTimeout(() => this.link.write(this.text), PAUSE);
   }
 
   set(changes) {

@@ -1,6 +1,7 @@
 // The steps: a slider with a mark where an alarm was raised, and a button that plays them.
 
 import { colourOf, element, replace, sharp } from "./dom.js";
+import { last } from "./model.js";
 
 const PACE = 120; // milliseconds a step
 
@@ -39,10 +40,9 @@ export class Timeline {
     const width = this.slider.clientWidth || 300;
     const context = sharp(this.marks, width, 12);
     const thumb = 16; // the middle of the slider's thumb stays so far inside
-    const place = (step) => {
-      const index = steps.findIndex((one) => one >= step);
-      return thumb / 2 + ((index < 0 ? steps.length - 1 : index) / Math.max(1, steps.length - 1)) * (width - thumb);
-    };
+    const place = (step) => (
+      thumb / 2 + (last(steps, step, 0) / Math.max(1, steps.length - 1)) * (width - thumb)
+    );
     const mark = (step, colour, height) => {
       context.fillStyle = colour;
       context.fillRect(place(step) - 1, 12 - height, 2, height);
