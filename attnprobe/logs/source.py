@@ -35,7 +35,8 @@ class Source(Protocol):
     """One log of one run.
 
     Attributes:
-        probes: in the order of their steps, without those that a resumed run took again.
+        probes: in the order of their steps, without those that a resumed run took again. New ones are appended to this
+            list; where known ones change, it is another list.
         layouts: every layout that a probe had, in the order of first sight.
         episodes: the alarms.
         warnings, notes: every different one, in the order of first sight.
