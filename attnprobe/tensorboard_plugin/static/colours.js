@@ -21,12 +21,13 @@ function table(anchors) {
 
 const TABLES = { viridis: table(VIRIDIS), diverging: table(DIVERGING) };
 
-// From `low` to `high`; logarithmic where `log`; around zero where `diverging`.
+// From `low` to `high`; logarithmic where `log`, which is possible where all is `positive`; around zero where `diverging`.
 export class Scale {
-  constructor(low, high, { log = false, diverging = false } = {}) {
+  constructor(low, high, { log = false, positive = log, diverging = false } = {}) {
     this.low = low;
     this.high = high > low ? high : low + (Math.abs(low) || 1);
     this.log = log && low > 0;
+    this.positive = positive;
     this.colours = TABLES[diverging ? "diverging" : "viridis"];
   }
 

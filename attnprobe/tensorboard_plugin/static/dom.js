@@ -11,8 +11,24 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+const FOCUSABLE = "button, input, select, summary, canvas";
+
+// The keyboard's focus stays where it was: on the same element, the one with the same `data-key`, or in its place.
 export function replace(parent, ...children) {
+  const focused = parent.contains(document.activeElement) ? document.activeElement : null;
+  const at = focused ? [...parent.querySelectorAll(FOCUSABLE)].indexOf(focused) : -1;
   parent.replaceChildren(...children.filter((child) => child != null));
+  if (at < 0) return;
+  const there = [...parent.querySelectorAll(FOCUSABLE)];
+  const same = there.find((one) => one === focused || (one.dataset.key && one.dataset.key === focused.dataset.key));
+  (same ?? there[Math.min(at, there.length - 1)])?.focus({ preventScroll: true });
+}
+
+// Calls `build` and puts there what it returns, unless that was done for the same `key`.
+export function renew(parent, key, build) {
+  if (parent.drawnFor === key) return;
+  parent.drawnFor = key;
+  replace(parent, ...build());
 }
 
 // A canvas as sharp as the screen, and its context in CSS pixels.
@@ -28,6 +44,14 @@ export function sharp(canvas, width, height) {
   return context;
 }
 
+const colours = new Map();
+
 export function colourOf(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  if (!colours.has(name)) colours.set(name, getComputedStyle(document.documentElement).getPropertyValue(name).trim());
+  return colours.get(name);
+}
+
+export function setDark(on) {
+  document.documentElement.classList.toggle("dark", on);
+  colours.clear();
 }

@@ -1,5 +1,7 @@
 // Answers out of the page itself, see `view/html.py`: the same as the server's, for the probes that are in the file.
 
+import { Refusal } from "./refusal.js";
+
 export class Embedded {
   constructor(data) {
     this.data = data;
@@ -49,7 +51,7 @@ export class Embedded {
   async head(run, layer, head) {
     const { steps, layers, names } = this.run(run);
     const row = layers.indexOf(layer);
-    const found = {};
+    const found = Object.create(null); // without the names that every object has
     for (const name of names) {
       if (this.data.overview.statistics[name].level !== "head" || row < 0) continue;
       const { width, frame } = this.size(run, name);
@@ -62,14 +64,14 @@ export class Embedded {
 
   async map(run, layer, head, step) {
     const keys = this.data.maps[JSON.stringify([run, layer, head])] ?? [];
-    if (!keys.length) throw new Error("no pictures of this head were recorded");
+    if (!keys.length) throw new Refusal("no pictures of this head were recorded");
     const chosen = keys.filter((key) => key <= step).at(-1) ?? keys[0];
     return { step: chosen, ...(await this.array(JSON.stringify([run, "map", layer, head, chosen]))) };
   }
 
   async usage(run, layer, head) {
     const key = JSON.stringify([run, "usage", layer, head]);
-    if (!this.data.arrays[key]) throw new Error("no usage of this head was recorded");
+    if (!this.data.arrays[key]) throw new Refusal("no usage of this head was recorded");
     return { steps: this.data.arrays[key].steps, ...(await this.array(key)) };
   }
 }

@@ -10,6 +10,15 @@ export function number(value) {
   return text.replace("-", "−").replace("e+", "e");
 }
 
+// A number out of the server's JSON, which has no word for some.
+export function real(value) {
+  return value === null ? NaN : { inf: Infinity, "-inf": -Infinity }[value] ?? value;
+}
+
+export function atStep(step) {
+  return `step ${step.toLocaleString("en")}`;
+}
+
 export function signed(value) {
   return value > 0 ? `+${number(value)}` : number(value);
 }
@@ -35,11 +44,21 @@ export function shortNames(names) {
 // `*` stands for anything; words are looked for anywhere in a name.
 export function matcher(text) {
   const words = text.trim().toLowerCase().split(/\s+/).filter(Boolean);
-  const patterns = words.map((word) => {
-    const escaped = word.split("*").map((part) => part.replace(/[.+?^${}()|[\]\\]/g, "\\$&"));
-    return new RegExp(word.includes("*") ? `^${escaped.join(".*")}$` : escaped.join(""));
-  });
-  return (name) => !patterns.length || patterns.some((pattern) => pattern.test(name.toLowerCase()));
+  return (name) => !words.length || words.some((word) => fits(name.toLowerCase(), word.split("*")));
+}
+
+// Without backtracking, which some patterns would keep busy for hours.
+function fits(name, parts) {
+  if (parts.length === 1) return name.includes(parts[0]);
+  const [first, end] = [parts[0], parts.at(-1)];
+  if (name.length < first.length + end.length || !name.startsWith(first) || !name.endsWith(end)) return false;
+  let rest = name.slice(first.length, name.length - end.length);
+  for (const part of parts.slice(1, -1)) {
+    const at = rest.indexOf(part);
+    if (at < 0) return false;
+    rest = rest.slice(at + part.length);
+  }
+  return true;
 }
 
 export function headList(list) {

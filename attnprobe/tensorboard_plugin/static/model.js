@@ -1,8 +1,9 @@
 // What the state means for the runs that there are.
 
-import { LINES, Scale } from "./colours.js";
-import { matcher, shortNames } from "./format.js";
-import { AGAIN, Frames } from "./frames.js";
+import { LINES } from "./colours.js";
+import { matcher, real, shortNames } from "./format.js";
+import { frameOf } from "./frames.js";
+import { Loader } from "./loader.js";
 
 const FIRST = ["normalized_entropy", "entropy"];
 const AT_ONCE = 4; // runs that are shown unless others are chosen
@@ -11,33 +12,48 @@ export class Model {
   constructor(source, state, redraw) {
     this.source = source;
     this.state = state;
-    this.redraw = redraw;
-    this.frames = new Frames(source);
-    this.ranges = new Map();
+    this.loader = new Loader(redraw);
+    this.colours = new Map(); // of the runs, also of one that is gone: it may come back
     this.error = "";
     this.overview = { runs: [], statistics: {}, problems: [], complete: false };
+    this.shown = {};
   }
 
   // Whether anything is new.
   async load() {
     const answer = await this.source.runs(this.overview.revision ?? "");
     if (!answer.runs) return false;
-    const colours = new Map((this.overview.runs ?? []).map((run) => [run.name, run.colour]));
     answer.runs.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
     for (const run of answer.runs) {
       run.short = shortNames(run.layers);
-      run.colour = colours.get(run.name) ?? LINES[colours.size % LINES.length];
-      colours.set(run.name, run.colour);
+      if (!this.colours.has(run.name)) this.colours.set(run.name, LINES[this.colours.size % LINES.length]);
+      run.colour = this.colours.get(run.name);
+      run.loss = run.loss.map(real);
+      for (const alarm of run.alarms) [alarm.value, alarm.threshold] = [real(alarm.value), real(alarm.threshold)];
     }
     this.overview = answer;
-    this.ranges.clear();
     return true;
   }
 
+  // The runs that are shown, and every step that one of them has a probe at.
+  get now() {
+    const { overview, state, shown } = this;
+    const wanted = state.runs.join("\n");
+    if (shown.overview !== overview || shown.wanted !== wanted) {
+      const chosen = overview.runs.filter((run) => state.runs.includes(run.name));
+      const runs = chosen.length ? chosen : overview.runs.slice(0, AT_ONCE);
+      const steps = [...new Set(runs.flatMap((run) => run.steps))].sort((a, b) => a - b);
+      this.shown = { overview, wanted, runs, steps };
+    }
+    return this.shown;
+  }
+
   get runs() {
-    const { runs } = this.overview;
-    const chosen = runs.filter((run) => this.state.runs.includes(run.name));
-    return chosen.length ? chosen : runs.slice(0, AT_ONCE);
+    return this.now.runs;
+  }
+
+  get steps() {
+    return this.now.steps;
   }
 
   get names() {
@@ -54,11 +70,6 @@ export class Model {
     return this.overview.statistics[this.stat] ?? {};
   }
 
-  // Every step that a chosen run has a probe at.
-  get steps() {
-    return [...new Set(this.runs.flatMap((run) => run.steps))].sort((a, b) => a - b);
-  }
-
   get step() {
     const { steps } = this;
     return this.state.step === null ? steps.at(-1) : steps[last(steps, this.state.step, 0)];
@@ -69,106 +80,60 @@ export class Model {
     return last(run.steps, step, -1);
   }
 
-  frame(run, step = this.step) {
-    const probe = this.probe(run, step);
-    if (probe < 0 || !run.names.includes(this.stat)) return null;
-    return this.frames.get(run, this.stat, this.meaning.level, probe, (error) => this.arrived(error));
-  }
-
-  arrived(error) {
-    if (error) this.error = error.message;
-    this.redraw();
+  // What an address names that is not here.
+  get missing() {
+    const { state, overview } = this;
+    if (overview.complete === false) return [];
+    const gone = state.runs.filter((name) => !overview.runs.some((run) => run.name === name)).map((name) => `run ${name}`);
+    if (state.stat && !this.names.includes(state.stat)) gone.push(`statistic ${state.stat} in these runs`);
+    return gone.map((what) => `There is no ${what}.`);
   }
 
   // One entry a run: the numbers that its map shows, and those it is compared with.
   views() {
-    const keep = matcher(this.state.layers);
+    const { state, stat, meaning, step } = this;
+    const keep = matcher(state.layers);
+    const compared = state.base !== null;
     return this.runs.map((run) => {
-      const frame = this.frame(run);
-      const base = this.state.base === null ? null : this.frame(run, this.state.base);
-      const compared = this.state.base !== null;
+      const [probe, before] = [this.probe(run, step), compared ? this.probe(run, state.base) : -1];
+      const frame = (at) => (at < 0 || !run.names.includes(stat) ? null : frameOf(this.loader, this.source, run, stat, meaning.level, at));
+      const [shown, base] = [frame(probe), frame(before)];
       const rows = run.layers.map((name, row) => row).filter((row) => keep(run.layers[row]) || keep(run.short[row]));
-      const width = frame?.width ?? (this.meaning.level === "layer" ? 1 : Math.max(0, ...run.heads));
-      const now = (row, head) => frame?.values[row * width + head] ?? NaN;
-      const then = (row, head) => base?.values[row * width + head] ?? NaN;
+      const width = shown?.width ?? (meaning.level === "layer" ? 1 : Math.max(0, ...run.heads));
+      const now = (row, head) => (shown ? shown.values[row * width + head] : NaN);
+      const then = (row, head) => (base ? base.values[row * width + head] : NaN);
+      const at = run.steps[probe];
       return {
-        run,
-        rows,
-        width,
-        waiting: frame === undefined || base === undefined,
-        there: frame !== null && (!compared || base !== null),
+        run, rows, width, now, then, stat, meaning, compared,
+        step: at,
+        loss: run.loss[probe],
+        base: run.steps[before],
+        waiting: shown === undefined || base === undefined,
         heads: (row) => Math.min(width, run.heads[row]),
-        now,
-        then,
         shown: compared ? (row, head) => now(row, head) - then(row, head) : now,
-        alarms: this.alarmsAt(run),
+        alarms: run.alarms.filter((alarm) => alarm.raised <= at && at <= alarm.last),
       };
     });
   }
 
-  // Alarms that stand at the step that is shown.
-  alarmsAt(run) {
-    const step = run.steps[this.probe(run)];
-    return run.alarms.filter((alarm) => alarm.raised <= step && (step <= alarm.last));
-  }
-
-  scale(views) {
-    const { low, high } = this.meaning;
-    if (this.state.base !== null) {
-      const end = ends(views).reduce((most, value) => Math.max(most, Math.abs(value)), 0) || 1;
-      return new Scale(-end, end, { diverging: true });
-    }
-    if (this.state.colours === "range" && typeof low === "number" && typeof high === "number") {
-      return new Scale(low, high);
-    }
-    const range = this.state.colours === "step" ? spread(views) : this.range();
-    if (!range) return new Scale(0, 1);
-    // Magnitudes without a bound, over more than three decades, are only told apart by their logarithm.
-    const wide = typeof high !== "number" && range.low >= 0 && range.positive > 0 && range.high / range.positive > 1000;
-    const log = this.state.log ?? wide;
-    const start = log && range.positive > 0 ? range.positive : range.low;
-    return new Scale(start, range.high, { log });
-  }
-
-  // Over all probes of the runs, null until it is known.
-  range() {
-    const found = this.runs.filter((run) => run.names.includes(this.stat)).map((run) => {
-      const key = JSON.stringify([run.name, this.stat]);
-      if (!this.ranges.has(key)) {
-        this.ranges.set(key, null);
-        this.source.range(run.name, this.stat).then(
-          (range) => { this.ranges.set(key, range); this.redraw(); },
-          (error) => { setTimeout(() => this.ranges.delete(key), AGAIN); this.arrived(error); },
-        );
-      }
-      return this.ranges.get(key);
-    });
-    const known = found.filter((range) => range && range.low !== null);
-    if (!known.length) return null;
-    const pick = (name, choose) => {
-      const values = known.map((range) => range[name]).filter((value) => value !== null);
-      return values.length ? choose(...values) : null;
-    };
-    return { low: pick("low", Math.min), high: pick("high", Math.max), positive: pick("positive", Math.min) };
-  }
-
   // Every head that is shown, the ones that deserve a look first.
   ranking(views) {
-    const order = this.order;
-    const found = views.flatMap((view) => view.rows.flatMap((row) => {
-      const numbers = Array.from({ length: view.heads(row) }, (_, head) => view.shown(row, head));
-      return numbers.map((value, head) => ({ run: view.run, row, head, value, size: this.size(value) }));
-    })).filter(({ value }) => !Number.isNaN(value));
-    return found.sort((a, b) => (order === "low" ? a.size - b.size : b.size - a.size));
-  }
-
-  size(value) {
-    return this.state.base === null ? value : Math.abs(value);
+    const sign = this.order === "low" ? 1 : -1;
+    const found = [];
+    for (const view of views) {
+      for (const row of view.rows) {
+        for (let head = 0; head < view.heads(row); head += 1) {
+          const value = view.shown(row, head);
+          if (!Number.isNaN(value)) found.push({ run: view.run, row, head, value, size: sign * (view.compared ? Math.abs(value) : value) });
+        }
+      }
+    }
+    return found.sort((a, b) => (a.size < b.size ? -1 : a.size > b.size ? 1 : 0));
   }
 
   get order() {
     if (this.state.order) return this.state.order;
-    return this.state.base !== null || this.meaning.better === "low" ? "high" : this.meaning.better ? "low" : "high";
+    return this.state.base !== null || this.meaning.better !== "high" ? "high" : "low";
   }
 }
 
@@ -181,18 +146,4 @@ export function last(list, limit, none) {
     else high = middle;
   }
   return low ? low - 1 : none;
-}
-
-function ends(views) {
-  return views.flatMap((view) => view.rows.flatMap((row) =>
-    Array.from({ length: view.heads(row) }, (_, head) => view.shown(row, head)),
-  )).filter(Number.isFinite);
-}
-
-function spread(views) {
-  const values = ends(views);
-  if (!values.length) return null;
-  const positive = values.filter((value) => value > 0);
-  const [low, high] = [values, values].map((list, at) => list.reduce((a, b) => (at ? Math.max : Math.min)(a, b)));
-  return { low, high, positive: positive.length ? positive.reduce((a, b) => Math.min(a, b)) : null };
 }

@@ -1,11 +1,13 @@
 // The page: puts the parts together and redraws them when something changed.
 
-import { element, replace } from "./dom.js";
-import { drawLegend, HeatMaps } from "./heatmap.js";
+import { element, renew, replace, setDark } from "./dom.js";
 import { Head } from "./head.js";
+import { HeatMaps } from "./heatmap.js";
+import { Legend } from "./legend.js";
 import { drawAlarms, drawRanking, drawWarnings } from "./lists.js";
 import { Loss } from "./loss.js";
 import { Model } from "./model.js";
+import { scaleOf } from "./scales.js";
 import { State } from "./state.js";
 import { Timeline } from "./timeline.js";
 import { Tip } from "./tip.js";
@@ -21,9 +23,7 @@ export async function start(root, source, { link, live, dark, title = null }) {
     timeline: part("timeline"), head: part("head-view", "section"), alarms: part("alarms", "section"),
     ranking: part("ranking", "section"), loss: part("loss", "section"), warnings: part("warnings"), empty: part("empty"),
   };
-  const canvas = element("canvas", { role: "img", "aria-label": "colours and their numbers" });
-  const labels = part("labels");
-  parts.legend.append(canvas, labels);
+  parts.problems.setAttribute("role", "status");
   const tip = new Tip();
   const body = element("div", { class: "body" },
     element("div", { class: "left" }, parts.timeline, parts.maps, parts.legend, parts.loss, parts.head),
@@ -38,6 +38,7 @@ export async function start(root, source, { link, live, dark, title = null }) {
   };
   const model = new Model(source, state, redraw);
   const maps = new HeatMaps(parts.maps, model, tip);
+  const legend = new Legend(parts.legend);
   const toolbar = new Toolbar(parts.toolbar, model);
   const timeline = new Timeline(parts.timeline, model);
   const loss = new Loss(parts.loss, model);
@@ -46,29 +47,42 @@ export async function start(root, source, { link, live, dark, title = null }) {
 
   function draw() {
     const began = performance.now();
-    const { overview } = model;
+    const { overview, loader } = model;
     const nothing = !overview.runs.length;
-    const texts = [model.error, ...(overview.problems ?? []), ...overview.runs.flatMap((run) => run.problems.map((text) => `${run.name}: ${text}`))];
-    replace(parts.problems, ...[...new Set(texts.filter(Boolean))].map((text) => element("p", { class: "problem" }, text)));
     body.hidden = parts.toolbar.hidden = parts.warnings.hidden = nothing;
     parts.empty.hidden = !nothing;
-    if (nothing) {
-      replace(parts.empty, ...emptyWords(overview));
-      return;
-    }
+    loader.errors.clear();
+    if (nothing) renew(parts.empty, JSON.stringify([overview.complete, overview.places]), () => emptyWords(overview));
+    else drawRuns(began);
+    const texts = [model.error, ...loader.errors, ...model.missing, ...(overview.problems ?? []),
+      ...overview.runs.flatMap((run) => run.problems.map((text) => `${run.name}: ${text}`))];
+    const told = [...new Set(texts.filter(Boolean))];
+    renew(parts.problems, told.join("\n"), () => told.map((text) => element("p", { class: "problem" }, text)));
+  }
+
+  function drawRuns(began) {
     const views = model.views();
-    const scale = model.scale(views);
-    model.log = scale.log;
-    maps.draw(views, scale);
+    const scale = scaleOf(model, views);
+    // Until all numbers are there what was drawn last stays.
+    model.waiting = !scale || views.some((view) => view.waiting);
+    for (const each of [parts.maps, parts.legend, parts.ranking]) each.classList.toggle("waiting", model.waiting);
+    timeline.draw();
+    toolbar.draw();
     loss.draw();
     drawWarnings(parts.warnings, model);
-    drawLegend(canvas, labels, scale, views.some((view) => view.waiting));
-    timeline.draw();
-    toolbar.draw(scale);
-    drawRanking(parts.ranking, model, views, scale);
     drawAlarms(parts.alarms, model);
+    if (!model.waiting) {
+      model.log = scale.log;
+      toolbar.drawScale(scale);
+      maps.draw(views, scale);
+      legend.draw(scale);
+      drawRanking(parts.ranking, model, views, scale);
+    }
     head.draw();
-    if (!views.some((view) => view.waiting)) {
+    tip.tidy();
+    if (!model.waiting) {
+      // For measurements and tests; what is never cleared would fill the memory in the end.
+      if (performance.getEntriesByName("attnprobe:redraw").length > 1000) performance.clearMeasures();
       performance.measure("attnprobe:redraw", { start: began, end: performance.now() });
     }
   }
@@ -76,13 +90,12 @@ export async function start(root, source, { link, live, dark, title = null }) {
   async function look() {
     let wait = LATER;
     try {
-      const before = model.error;
+      if (await model.load() || model.error) redraw();
       model.error = "";
-      if (await model.load() || before) redraw();
       if (model.overview.complete === false) wait = SOON;
     } catch (error) {
-      if (model.error !== error.message) redraw();
       model.error = error.message;
+      redraw();
     }
     if (live) setTimeout(again, wait);
   }
@@ -94,9 +107,9 @@ export async function start(root, source, { link, live, dark, title = null }) {
   }
 
   dark((on) => {
-    document.documentElement.classList.toggle("dark", on);
+    setDark(on);
     model.dark = on;
-    redraw();
+    draw(); // at once: a printer does not wait
   });
   state.listen(redraw);
   window.addEventListener("resize", redraw);
@@ -105,7 +118,7 @@ export async function start(root, source, { link, live, dark, title = null }) {
 }
 
 function keys(event, timeline, state) {
-  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select, [type=search]")) return;
   const actions = {
     ArrowLeft: () => timeline.by(-1),
     ArrowRight: () => timeline.by(1),
@@ -115,10 +128,11 @@ function keys(event, timeline, state) {
     d: () => timeline.compare(),
     Escape: () => state.set({ layer: null, head: null }),
   };
-  if (actions[event.key] && !(event.key === " " && event.target.tagName === "BUTTON")) {
-    event.preventDefault();
-    actions[event.key]();
-  }
+  // What a browser does itself with that key stays with it.
+  const own = { " ": "button, summary, [type=checkbox]" }[event.key];
+  if (!actions[event.key] || (own && event.target.matches(own))) return;
+  event.preventDefault();
+  actions[event.key]();
 }
 
 function emptyWords({ complete, places }) {

@@ -24,7 +24,7 @@ function dark(changed) {
   tell(on);
 }
 
-const button = element("button", { class: "theme", title: "light or dark" }, "◐");
+const button = element("button", { class: "theme", title: "light or dark", "aria-label": "light or dark" }, "◐");
 const title = element("header", { class: "report" },
   element("h1", {}, data.title), element("p", { class: "quiet" }, data.note), button);
 start(document.getElementById("attnprobe"), new Embedded(data), { link, live: false, dark, title });

@@ -1,12 +1,24 @@
 // Answers from TensorBoard's server, see `view/answers.py`.
 
+import { real } from "./format.js";
+import { Refusal } from "./refusal.js";
+
+const PATIENCE = 60_000; // milliseconds
+
 export class Server {
   constructor(base) {
     this.base = base;
   }
 
   async ask(question, query) {
-    const response = await fetch(`${this.base}${question}?${new URLSearchParams(query)}`);
+    let response;
+    try {
+      // A connection that hangs, as after a laptop slept, must not be waited for for ever.
+      response = await fetch(`${this.base}${question}?${new URLSearchParams(query)}`, { signal: AbortSignal.timeout(PATIENCE) });
+    } catch {
+      throw new Error("TensorBoard does not answer. Is it still running? This page goes on asking every few seconds.");
+    }
+    if (response.status === 404) throw new Refusal(await response.text());
     if (!response.ok) throw new Error(await response.text());
     return response;
   }
@@ -24,7 +36,9 @@ export class Server {
   }
 
   async head(run, layer, head, points) {
-    return (await this.ask("head", { run, layer, head, points })).json();
+    const found = await (await this.ask("head", { run, layer, head, points })).json();
+    for (const curve of Object.values(found)) curve.values = curve.values.map(real);
+    return found;
   }
 
   async map(run, layer, head, step) {

@@ -38,8 +38,10 @@ export class State {
       if (query.has(name)) this[name] = query.get(name);
     }
     for (const name of ["step", "base", "head"]) {
-      const value = Number(query.get(name));
-      if (query.get(name) && Number.isFinite(value)) this[name] = value;
+      if (/^-?\d{1,15}$/.test(query.get(name))) this[name] = Number(query.get(name));
+    }
+    for (const [name, known] of [["colours", ["runs", "step", "range"]], ["order", ["high", "low"]]]) {
+      if (!known.includes(this[name])) this[name] = DEFAULTS[name];
     }
     if (query.has("log")) this.log = query.get("log") === "1";
     this.runs = query.getAll("run");

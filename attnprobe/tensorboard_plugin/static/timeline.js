@@ -1,6 +1,7 @@
 // The steps: a slider with a mark where an alarm was raised, and a button that plays them.
 
 import { colourOf, element, replace, sharp } from "./dom.js";
+import { atStep } from "./format.js";
 import { last } from "./model.js";
 
 const PACE = 120; // milliseconds a step
@@ -12,7 +13,7 @@ export class Timeline {
     this.marks = element("canvas", { class: "marks", "aria-hidden": "true" });
     this.label = element("output", { class: "step" });
     this.playing = null;
-    this.button = element("button", { title: "play the steps (space)", onclick: () => this.play() }, "▶");
+    this.button = element("button", { title: "play the steps (space)", "aria-label": "play the steps", onclick: () => this.play() }, "▶");
     this.latest = element("button", { title: "go to the newest step and stay there", onclick: () => this.go(null) }, "latest");
     this.base = element("button", { class: "compare", onclick: () => this.compare() });
     this.slider.addEventListener("input", () => this.go(Number(this.slider.value)));
@@ -26,13 +27,15 @@ export class Timeline {
     this.slider.max = Math.max(0, steps.length - 1);
     this.slider.value = steps.indexOf(step);
     this.slider.disabled = steps.length < 2;
-    const text = step === undefined ? "no probes" : `step ${step.toLocaleString("en")}`;
+    const text = step === undefined ? "no probes" : atStep(step);
     this.label.textContent = text;
     this.slider.setAttribute("aria-valuetext", text);
-    this.latest.classList.toggle("on", state.step === null);
-    this.base.textContent = state.base === null ? "compare from here" : `changes since step ${state.base} ✕`;
+    for (const [button, on] of [[this.latest, state.step === null], [this.base, state.base !== null]]) {
+      button.classList.toggle("on", on);
+      button.setAttribute("aria-pressed", on);
+    }
+    this.base.textContent = state.base === null ? "compare from here" : `changes since ${atStep(state.base)} ✕`;
     this.base.title = state.base === null ? "show the difference from this step on (d)" : "show the values again (d)";
-    this.base.classList.toggle("on", state.base !== null);
     this.drawMarks(steps);
   }
 
@@ -81,7 +84,7 @@ export class Timeline {
     this.button.textContent = "⏸";
     this.playing = setInterval(() => {
       if (this.model.step === this.steps.at(-1)) this.stop();
-      else this.by(stride);
+      else if (!this.model.waiting) this.by(stride);
     }, PACE);
   }
 

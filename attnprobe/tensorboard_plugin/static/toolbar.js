@@ -1,7 +1,8 @@
 // Which runs, which statistic, which layers, which colours.
 
-import { element, replace } from "./dom.js";
+import { element, renew, replace } from "./dom.js";
 import { count } from "./format.js";
+import { bounded } from "./scales.js";
 
 const BETTER = { high: "higher is better", low: "lower is better", "": "neither end is good in itself" };
 
@@ -37,7 +38,7 @@ export class Toolbar {
     );
   }
 
-  draw(scale) {
+  draw() {
     const { model } = this;
     const { names, meaning, stat, state } = model;
     if (this.listed !== names.join("\n")) {
@@ -51,31 +52,36 @@ export class Toolbar {
     if (document.activeElement !== this.layers) this.layers.value = state.layers;
     this.colours.value = state.colours;
     this.colours.disabled = state.base !== null;
-    this.log.checked = scale.log;
-    this.log.disabled = state.base !== null || state.colours === "range";
+    this.colours.lastChild.disabled = !bounded(meaning);
     this.drawRuns();
     const parts = [
       meaning.unit && `unit: ${meaning.unit}`,
       meaning.meaning && BETTER[meaning.better],
       meaning.formula && `definition: ${meaning.formula}`,
     ].filter(Boolean);
-    replace(this.meaning, element("b", {}, stat), ` ${meaning.meaning ?? ""} `, element("span", { class: "quiet" }, parts.join(" · ")));
+    renew(this.meaning, `${stat} ${parts}`, () => (
+      [element("b", {}, stat), ` ${meaning.meaning ?? ""} `, element("span", { class: "quiet" }, parts.join(" · "))]));
+  }
+
+  drawScale(scale) {
+    this.log.checked = scale.log;
+    this.log.disabled = !scale.positive;
   }
 
   drawRuns() {
     const { model } = this;
+    if (this.listedFor === model.now) return;
+    this.listedFor = model.now;
     const shown = new Set(model.runs.map((run) => run.name));
-    const key = JSON.stringify(model.overview.runs.map((run) => [run.name, run.steps.length, run.alarms.length, shown.has(run.name)]));
-    if (key === this.drawn) return;
-    this.drawn = key;
-    replace(this.runs, ...model.overview.runs.map((run) => {
-      const box = element("input", { type: "checkbox", onchange: () => this.choose(run.name, box.checked) });
+    const active = (run) => run.alarms.filter((alarm) => alarm.standing && alarm.severity === "alarm").length;
+    const key = JSON.stringify(model.overview.runs.map((run) => [run.name, run.steps.length, active(run), shown.has(run.name)]));
+    renew(this.runs, key, () => model.overview.runs.map((run) => {
+      const box = element("input", { type: "checkbox", "data-key": run.name, onchange: () => this.choose(run.name, box.checked) });
       box.checked = shown.has(run.name);
-      const standing = run.alarms.filter((alarm) => alarm.standing && alarm.severity === "alarm").length;
       return element("label", { class: "check", title: run.name }, box,
         element("span", { class: "dot", style: `background:${run.colour}` }), run.name,
         element("span", { class: "quiet" }, ` ${count(run.steps.length, "probe")}`),
-        standing ? element("span", { class: "badge" }, count(standing, "alarm")) : null);
+        active(run) ? element("span", { class: "badge" }, count(active(run), "active alarm")) : null);
     }));
   }
 
@@ -83,7 +89,7 @@ export class Toolbar {
     const shown = this.model.runs.map((run) => run.name).filter((one) => one !== name);
     if (wanted || shown.length) this.model.state.set({ runs: wanted ? [...shown, name] : shown });
     else {
-      this.drawn = "";
+      this.listedFor = this.runs.drawnFor = null; // one has to stay
       this.drawRuns();
     }
   }
