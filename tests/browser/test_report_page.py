@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from playwright.sync_api import Browser, Page
 from attnprobe.cli import main
 from attnprobe.logs import read_logs
 from attnprobe.view.html import write_page
+from attnprobe.writers import JSONLWriter
 from attnprobe.writers.heatmap import _VIRIDIS
 from tests.browser.runs import HEADS, LAYERS, Runs
 from tests.browser.test_tab import STAT, assert_colours, ends, shown, table
 from tests.browser.test_tab_growth import assert_harmless, hostile_run
+from tests.browser.test_tab_growth import report as small_report
 from tests.browser.view import View
 
 Open = Callable[..., View]
@@ -90,6 +93,18 @@ def test_two_runs_compared(runs: Runs, tmp_path: Path, opened: Open) -> None:
         "fast",
         "slow",
     ]
+
+
+def test_a_step_without_numbers_says_so(tmp_path: Path, opened: Open) -> None:
+    writer = JSONLWriter(tmp_path)
+    for step, value in enumerate((0.5, math.nan)):
+        writer.write(small_report(step, value))
+    write_page(read_logs(tmp_path), tmp_path / "report.html")
+    view = opened(tmp_path / "report.html")
+    assert "Nothing was measured at this step." in view.text(".ranking")
+    assert "not measured" in view.hover("attention.jsonl", 0, 1)
+    view.slide(0)
+    assert view.all_text(".ranking .value") == ["0.5", "0.5"]
 
 
 def test_it_works_without_a_network(report: Path, browser: Browser, page: Page) -> None:

@@ -68,7 +68,8 @@ export function drawRanking(root, model, views, scale, top = 15) {
       element("td", { class: "value" }, state.base === null ? number(value) : signed(value)));
   });
   const rest = ranked.length > top ? element("p", { class: "quiet" }, `of ${count(ranked.length, meaning.level === "layer" ? "layer" : "head")}`) : null;
-  replace(root, title, button, element("table", {}, element("tbody", {}, ...items)), rest);
+  const none = ranked.length || views.some((view) => view.waiting) ? null : element("p", { class: "quiet" }, "Nothing was measured at this step.");
+  replace(root, title, button, element("table", {}, element("tbody", {}, ...items)), rest ?? none);
 }
 
 export function drawWarnings(root, model) {
