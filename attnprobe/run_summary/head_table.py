@@ -44,7 +44,8 @@ def head_lines(run: LoggedRun, limit: int) -> Iterator[str]:
         )
     if names := [name for name in COLUMNS if name in run.statistics]:
         several = len(probes) > 1
-        yield f"from the first to the last measured value ({RISE} rose, {FALL} fell, {SAME} stayed):" if several else "values:"
+        trends = f"from the first to the last measured value ({RISE} rose, {FALL} fell, {SAME} stayed):"
+        yield trends if several else "values:"
         yield from (f"  {line}" for line in _courses(run, shown, names, several))
 
 
