@@ -29,6 +29,8 @@ from attnprobe.report import StepReport
 from attnprobe.view import html
 from attnprobe.view.bundle import STATIC, bundle
 from attnprobe.view.html import page, write_page
+from attnprobe.view.packing import BYTES, packed
+from attnprobe.view.selection import PROBES
 from tests.reproducible import reproducible
 from tests.tab.runs import HOSTILE, alarm, eventful, head_map, kept, logged, report, table
 
@@ -105,14 +107,14 @@ def test_the_file_holds_the_run(source: str, tmp_path: Path) -> None:
     assert data["note"] == f"attnprobe {__version__} · my run: 8 probes · numbers have five digits"
 
 
-def packed(values: Sequence[float]) -> np.ndarray:
-    return unpacked(html._packed(np.array(values, np.float32)))
+def round_trip(values: Sequence[float]) -> np.ndarray:
+    return unpacked(packed(np.array(values, np.float32)))
 
 
 @given(st.lists(st.floats(width=32), max_size=30))
 @reproducible(300)
 def test_five_digits_of_any_number_are_kept(values: list[float]) -> None:
-    for found, value in zip(packed(values).tolist(), values, strict=True):
+    for found, value in zip(round_trip(values).tolist(), values, strict=True):
         if math.isnan(value) or math.isinf(value):
             assert found == pytest.approx(value, nan_ok=True)
         elif abs(value) >= 2.0**-126:
@@ -125,7 +127,7 @@ def test_five_digits_of_any_number_are_kept(values: list[float]) -> None:
 
 def test_numbers_at_the_ends() -> None:
     largest, smallest = 3.4028234663852886e38, 1.401298464324817e-45
-    found = packed([largest, -largest, smallest, -smallest, math.inf, -math.inf, math.nan, 0.0, 1.0, -1.0])
+    found = round_trip([largest, -largest, smallest, -smallest, math.inf, -math.inf, math.nan, 0.0, 1.0, -1.0])
     assert found[:2] == pytest.approx([largest, -largest], rel=ROUNDING)
     assert np.isfinite(found[:4]).all()
     assert found[2] > 0 > found[3]
@@ -133,8 +135,8 @@ def test_numbers_at_the_ends() -> None:
     assert math.isnan(found[6])
     assert found[7:].tolist() == [0, 1, -1]
     odd = np.array([0x7F800001, 0xFF800001], np.uint32).view(np.float32)  # NaN, but for their last bits infinite
-    assert np.isnan(unpacked(html._packed(odd))).all()
-    assert unpacked(html._packed(np.array([1e300, -1e-300]))).tolist() == [math.inf, 0.0], "no float32"
+    assert np.isnan(unpacked(packed(odd))).all()
+    assert unpacked(packed(np.array([1e300, -1e-300]))).tolist() == [math.inf, 0.0], "no float32"
 
 
 def test_of_a_long_run_the_ends_the_alarms_and_the_extremes_are_kept() -> None:
@@ -147,8 +149,8 @@ def test_of_a_long_run_the_ends_the_alarms_and_the_extremes_are_kept() -> None:
     steps = about["steps"]
     assert steps == sorted(set(steps))
     assert {0, 1, 77, 901, 903, 2998, 2999} <= set(steps)
-    assert html.PROBES <= len(steps) < html.PROBES + 30
-    assert max(np.diff(steps)) <= 2 * 3000 / html.PROBES
+    assert PROBES <= len(steps) < PROBES + 30
+    assert max(np.diff(steps)) <= 2 * 3000 / PROBES
     assert f"a: {len(steps)} of 3000 probes" in data["note"]
     for name in ("entropy", "max_logit", "own layer"):
         values = table(reports, name)
@@ -196,7 +198,7 @@ def test_a_file_has_a_largest_size(options: dict[str, int], most: float) -> None
 
 
 def test_where_not_all_maps_fit_those_of_alarms_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    picture, usage = 3 * 3 * 4 * html.BYTES, 4 * html.BYTES
+    picture, usage = 3 * 3 * 4 * BYTES, 4 * BYTES
     monkeypatch.setattr(html, "PICTURES", 2 * (picture + usage))
     maps = tuple(head_map(head, "h.1", head) for head in range(3))
     standing = alarm(0, layer="h.1")
