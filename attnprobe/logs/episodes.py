@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable
 
 from attnprobe.report import Alarm
+
+#: Turns of an episode that are remembered.
+TURNS = 200
 
 
 class Episode:
@@ -15,16 +19,20 @@ class Episode:
         first, last: the alarm when it was raised, and at the last probe at which it stood.
         peak: the alarm whose value went furthest over the threshold, in the direction in which the first one did.
         heads: every head that was concerned.
+        turns: (step, heads) wherever other heads were concerned than at the probe before, the latest ones.
         standing: whether it stands at the last probe of the run.
     """
 
     def __init__(self, alarm: Alarm) -> None:
         self.first = self.last = self.peak = alarm
         self.heads = set(alarm.heads)
+        self.turns = deque([(alarm.step, alarm.heads)], TURNS)
         self.standing = True
         self._below = alarm.value < alarm.threshold
 
     def extend(self, alarm: Alarm) -> None:
+        if alarm.heads != self.last.heads:
+            self.turns.append((alarm.step, alarm.heads))
         self.last = alarm
         self.heads.update(alarm.heads)
         if math.isnan(self.peak.value):

@@ -96,6 +96,7 @@ def alarm_of(episode: Episode) -> dict[str, Any]:
         "severity": last.severity,
         "layer": first.layer,
         "heads": sorted(episode.heads),
+        "turns": list(episode.turns),
         "since": first.since,
         "raised": first.step,
         "last": last.step,

@@ -194,6 +194,19 @@ def test_an_alarm_leads_to_its_head_and_step(server: str, tab: Open, runs: Runs)
     assert "logit_explosion" in view.hover(run, 2, alarm.heads[0])
 
 
+def test_corners_are_on_the_heads_that_an_alarm_names_at_the_step(server: str, tab: Open, runs: Runs) -> None:
+    view = tab(server)
+    found = set()
+    for probe in (2, 4, 7, 12, 19):
+        view.slide(probe)
+        for run, reports in runs.reports.items():
+            named = {(alarm.layer, head) for alarm in reports[probe].alarms for head in alarm.heads}
+            expected = [[(layer, head) in named for head in range(HEADS)] for layer in LAYERS]
+            assert view.corners(run, len(LAYERS), HEADS).tolist() == expected
+            found.add(str(expected))
+    assert len(found) > 3, "the heads change"
+
+
 def test_an_address_brings_everything_back(server: str, tab: Open, page: Page) -> None:
     view = tab(server)
     view.choose("max_logit")

@@ -11,6 +11,8 @@ from playwright.sync_api import Frame, Locator, Page
 
 # The page's own sizes, in CSS pixels.
 LABEL, TOP = 92, 16
+# Its colour of an alarm, in the light.
+ALARM = (0xC2, 0x18, 0x5B)
 
 
 class View:
@@ -61,8 +63,20 @@ class View:
 
     def colours(self, run: str, rows: int, heads: int) -> NDArray[np.uint8]:
         """``[rows, heads, 3]``: the pixel at the lower left of the middle of each cell, where no alarm's corner is."""
+        cells = [[self.cell(run, row, head) for head in range(heads)] for row in range(rows)]
+        return self.pixels(run, [[[cell["x"], cell["y"]] for cell in row] for row in cells])
+
+    def corners(self, run: str, rows: int, heads: int) -> NDArray[np.bool_]:
+        """``[rows, heads]``: whether the upper right of the cell has the colour of an alarm."""
+        size = self.cell_size(run)
+        places = [
+            [[LABEL + (head + 1) * size - 4, TOP + row * size + 2] for head in range(heads)] for row in range(rows)
+        ]
+        return np.abs(self.pixels(run, places).astype(int) - ALARM).max(-1) <= 6
+
+    def pixels(self, run: str, places: list[list[list[float]]]) -> NDArray[np.uint8]:
+        """``[rows, heads, 3]`` of the run's map at these places."""
         canvas = self.panel(run).locator("canvas")
-        places = [[list(self.cell(run, row, head).values()) for head in range(heads)] for row in range(rows)]
         found = canvas.evaluate(
             """(canvas, places) => {
               const context = canvas.getContext('2d');

@@ -109,7 +109,9 @@ def test_unknown_names_are_named(runs: dict[str, Any], kind: str) -> None:
 
 def plain(episode: Episode) -> Any:
     alarms = (episode.first, episode.last, episode.peak)
-    return json.loads(dumps([[each.to_dict() for each in alarms], sorted(episode.heads), episode.standing]))
+    return json.loads(
+        dumps([[each.to_dict() for each in alarms], sorted(episode.heads), [*episode.turns], episode.standing])
+    )
 
 
 def test_alarms_are_the_same_episodes_from_every_format(runs: dict[str, Any]) -> None:

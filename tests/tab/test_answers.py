@@ -193,6 +193,7 @@ def test_overview(run: LoggedRun) -> None:
     assert (first["name"], first["raised"], first["last"], first["standing"]) == ("logit_explosion", 2, 2, False)
     assert (second["name"], second["layer"], second["heads"], second["value"]) == ("other", "h.0", [0], 9.5)
     assert (second["reads"], second["advice"], second["evidence"]) == (["max_logit"], "Lower it.", [[12, 9.5]])
+    assert second["turns"][0] == [second["raised"], [0]]
 
 
 def test_of_many_alarms_those_that_stood_last_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

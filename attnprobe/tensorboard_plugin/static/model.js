@@ -111,7 +111,8 @@ export class Model {
         waiting: shown === undefined || base === undefined,
         heads: (row) => Math.min(width, run.heads[row]),
         shown: compared ? (row, head) => now(row, head) - then(row, head) : now,
-        alarms: run.alarms.filter((alarm) => alarm.raised <= at && at <= alarm.last),
+        alarms: run.alarms.filter((alarm) => alarm.raised <= at && at <= alarm.last)
+          .map((alarm) => ({ ...alarm, heads: headsAt(alarm, at) })),
       };
     });
   }
@@ -135,6 +136,11 @@ export class Model {
     if (this.state.order) return this.state.order;
     return this.state.base !== null || this.meaning.better !== "high" ? "high" : "low";
   }
+}
+
+// The heads that an alarm named at a step; all that it ever named where that is not known any more.
+function headsAt(alarm, step) {
+  return alarm.turns.findLast(([since]) => since <= step)?.[1] ?? alarm.heads;
 }
 
 // Index of the last number that is no more than `limit` in an ascending list; `none` where all are more.
