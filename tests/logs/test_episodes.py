@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +25,7 @@ def test_which_heads_were_concerned_at_each_probe(found: list[tuple[int, ...]]) 
     for probe, heads in enumerate(found):
         assert [now for since, now in episode.turns if since <= 10 * probe][-1] == heads
     assert episode.heads == {head for heads in found for head in heads}
-    changes = sum(one != other for one, other in zip(found, found[1:], strict=False))
+    changes = sum(one != other for one, other in itertools.pairwise(found))
     assert len(episode.turns) == 1 + changes
 
 
