@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import attnprobe as ap
 from attnprobe.logs import read_logs
 from attnprobe.view.html import write_page
-from benchmarks.tab.browser import CHROMIUM, QUIET
+from benchmarks.tab.browser import CHROMIUM, QUIET, tab_frame
 from benchmarks.tab.server import tensorboard
 
 IMAGES = Path(__file__).parent / "images"
@@ -55,11 +55,7 @@ def train(directory: Path, rate: float, steps: int) -> None:
 def show(page: Page, address: str, place: str, dark: bool = False) -> Any:
     page.goto("about:blank")
     page.goto(f"{address}/{'?darkMode=true' * dark}#attnprobe&{place}")
-    page.wait_for_selector("iframe", state="attached")
-    element = page.query_selector("iframe")
-    assert element is not None
-    frame = element.content_frame()
-    assert frame is not None
+    frame = tab_frame(page)
     frame.wait_for_selector(".panel canvas")
     page.wait_for_timeout(2000)
     return frame

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from attnprobe.calibrate.calibration import Calibration
 from attnprobe.calibrate.notes import informative, shown
 from attnprobe.writers.columns import aligned, left, right
-from attnprobe.writers.text import printable
+from attnprobe.writers.text import plural, printable
 
 
 def summarize(calibration: Calibration) -> str:
@@ -19,7 +19,7 @@ def summarize(calibration: Calibration) -> str:
 def _lines(calibration: Calibration) -> Iterator[str]:
     least, most = min(calibration.probes.values()), max(calibration.probes.values())
     probes = f"{least}" if least == most else f"{least} to {most}"
-    yield f"{calibration.runs} run{'s' * (calibration.runs != 1)} said to be healthy, {probes} probes each"
+    yield f"{plural(calibration.runs, 'run')} said to be healthy, {probes} probes each"
     yield ""
     yield _table(calibration)
     yield ""

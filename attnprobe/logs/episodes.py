@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 from attnprobe.report import Alarm
 
@@ -29,6 +30,23 @@ class Episode:
         self.turns = deque([(alarm.step, alarm.heads)], TURNS)
         self.standing = True
         self._below = alarm.value < alarm.threshold
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; without the peak's value, the turns and what the rule reads."""
+        return {
+            "name": self.first.name,
+            "severity": self.last.severity,
+            "layer": self.first.layer,
+            "heads": sorted(self.heads),
+            "since": self.first.since,
+            "raised": self.first.step,
+            "last": self.last.step,
+            "standing": self.standing,
+            "threshold": self.peak.threshold,
+            "advice": self.last.advice,
+            "evidence": self.last.evidence,
+            "snoozed": self.last.snoozed,
+        }
 
     def extend(self, alarm: Alarm) -> None:
         if alarm.heads != self.last.heads:

@@ -14,8 +14,8 @@ import numpy as np
 
 from attnprobe.logs.episodes import Episode, Episodes
 from attnprobe.logs.event_file import EventFile, numbers
-from attnprobe.logs.probe_event import MALFORMED, PICTURES, Place, ProbeEvent, alarms_of
-from attnprobe.logs.source import Layout, Numbers, Probe
+from attnprobe.logs.probe_event import MALFORMED, Place, ProbeEvent, alarms_of
+from attnprobe.logs.source import PICTURES, Layout, Numbers, Probe, not_superseded
 from attnprobe.report import Alarm
 
 _Found = tuple[EventFile, ProbeEvent]
@@ -99,7 +99,7 @@ class EventSource:
             self._clear()  # superseded probes may have raised alarms
         added = found[len(self._found) :]
         try:
-            self._append(_not_superseded(added))
+            self._append(not_superseded(added, lambda one: one[1].step))
         except (OSError, *MALFORMED) as error:
             self._clear()
             raise OSError(f"the event files in {self.directory} were changed while they were read: {error}") from error
@@ -183,13 +183,3 @@ class EventSource:
 def _bytes(places: Iterable[tuple[EventFile, Place]]) -> Iterator[bytes]:
     for file, group in itertools.groupby(places, itemgetter(0)):
         yield from file.read(place for _, place in group)
-
-
-def _not_superseded(found: Iterable[_Found]) -> list[_Found]:
-    """Without the steps that a run, resumed from an earlier checkpoint, took again."""
-    kept: list[_Found] = []
-    for one in found:
-        while kept and kept[-1][1].step >= one[1].step:
-            kept.pop()
-        kept.append(one)
-    return kept

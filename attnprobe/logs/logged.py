@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from attnprobe.errors import UnknownNameError
 from attnprobe.logs.episodes import Episode
-from attnprobe.logs.source import Layout, Numbers, Source, picture_name
+from attnprobe.logs.source import PICTURES, Layout, Numbers, Source, picture_name
 
 #: How the names of arrays begin that are no statistics.
-_OTHERS = ("nonfinite/", "map/", "usage/")
+_OTHERS = ("nonfinite/", *PICTURES)
 
 
 class LoggedRun:

@@ -17,7 +17,7 @@ from tensorboard.compat.proto.types_pb2 import DT_FLOAT, DT_STRING
 
 from attnprobe.errors import LogError
 from attnprobe.logs.plain import alarm_of
-from attnprobe.logs.source import Layout
+from attnprobe.logs.source import PICTURES, Layout
 from attnprobe.logs.wire import BYTES, FIXED64, VARINT, fields, key, signed, varint
 from attnprobe.report import Alarm
 
@@ -26,8 +26,6 @@ NOT_MEASURED, WARNINGS, NOTES = "attention/not_measured", "attention/warnings", 
 ALARMS, LAYOUT, LOSS = (PREFIX + name for name in ("alarms", "layout", "loss"))
 TEXTS = {NOT_MEASURED, WARNINGS, NOTES, ALARMS, LAYOUT}
 
-#: How the names of arrays begin that are no statistics and have shapes of their own.
-PICTURES = ("map/", "usage/")
 #: A layout with more heads in a layer is no model's.
 MOST_HEADS = 1 << 16
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from attnprobe.errors import AttnProbeWarning, LogError
 from attnprobe.logs.logged import LoggedRun
+from attnprobe.logs.source import not_superseded
 
 if TYPE_CHECKING:
     from attnprobe.logs.events import EventSource
@@ -131,7 +132,11 @@ def _lines(directory: Path, names: Sequence[str]) -> dict[Path, list[StepReport]
     from attnprobe.logs.jsonl import read_jsonl
 
     files = {path: read_jsonl(path) for path in _files(directory, names) if path.suffix == ".jsonl"}
-    return {path: _not_superseded(reports) for path, reports in files.items() if reports is not None}
+    return {
+        path: not_superseded(reports, lambda report: report.step)
+        for path, reports in files.items()
+        if reports is not None
+    }
 
 
 def _events(directory: Path, names: Sequence[str]) -> EventSource | None:
@@ -152,13 +157,3 @@ def _events(directory: Path, names: Sequence[str]) -> EventSource | None:
 def _files(directory: Path, names: Sequence[str]) -> list[Path]:
     """Without links that lead nowhere, and pipes."""
     return [path for name in names if (path := directory / name).is_file()]
-
-
-def _not_superseded(reports: Iterable[StepReport]) -> list[StepReport]:
-    """Without the steps that a run, resumed from an earlier checkpoint, took again."""
-    kept: list[StepReport] = []
-    for report in reports:
-        while kept and kept[-1].step >= report.step:
-            kept.pop()
-        kept.append(report)
-    return kept

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,11 @@ from attnprobe.logs.episodes import Episode
 from attnprobe.writers.text import printable
 
 Numbers: TypeAlias = "NDArray[np.float32] | NDArray[np.float64]"
+
+#: How the names of arrays begin that are no statistics and have shapes of their own.
+PICTURES = ("map/", "usage/")
+
+_Step = TypeVar("_Step")
 
 
 class Layout(NamedTuple):
@@ -69,6 +74,16 @@ class Source(Protocol):
 
     def curve(self, name: str, layer: str, head: int) -> Numbers:
         """``[probes]``: one head's value of a statistic of two dimensions, NaN where there is none."""
+
+
+def not_superseded(found: Iterable[_Step], step: Callable[[_Step], int]) -> list[_Step]:
+    """Without the steps that a run, resumed from an earlier checkpoint, took again."""
+    kept: list[_Step] = []
+    for one in found:
+        while kept and step(kept[-1]) >= step(one):
+            kept.pop()
+        kept.append(one)
+    return kept
 
 
 def picture_name(kind: str, layer: str, head: int) -> str:

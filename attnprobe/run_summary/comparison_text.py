@@ -11,10 +11,9 @@ from attnprobe.run_summary.blocks import prose
 from attnprobe.run_summary.comparison import Comparison
 from attnprobe.run_summary.course import course
 from attnprobe.run_summary.difference_table import difference_lines
-from attnprobe.run_summary.head_table import plural
 from attnprobe.writers.columns import aligned, left, number, right
 from attnprobe.writers.console import COLUMNS
-from attnprobe.writers.text import printable
+from attnprobe.writers.text import plural, printable
 
 _BY = {"a": "only A", "b": "only B", "both": "both"}
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from attnprobe.run_summary.blocks import blocks
 from attnprobe.run_summary.comparison import Comparison, Difference
 from attnprobe.run_summary.course import brief, probes_of, values_at
-from attnprobe.run_summary.head_table import named, plural, rest, widths
+from attnprobe.run_summary.head_table import named, rest, widths
 from attnprobe.writers.columns import aligned, left, number, right
 from attnprobe.writers.console import COLUMNS
-from attnprobe.writers.text import printable
+from attnprobe.writers.text import plural, printable
 
 
 def difference_lines(found: Comparison, limit: int) -> Iterator[str]:

@@ -13,7 +13,7 @@ from attnprobe.run_summary.course import FALL, RISE, SAME, course_of, probes_of,
 from attnprobe.run_summary.heads import PEERS, Head, HeadAlarm, worst_first
 from attnprobe.writers.columns import aligned, left, number, right
 from attnprobe.writers.console import COLUMNS
-from attnprobe.writers.text import printable
+from attnprobe.writers.text import plural, printable
 
 #: Alarms named in a row, and layers named in a line; of more there is only the number.
 NAMED = 2
@@ -47,10 +47,6 @@ def head_lines(run: LoggedRun, limit: int) -> Iterator[str]:
         trends = f"from the first to the last measured value ({RISE} rose, {FALL} fell, {SAME} stayed):"
         yield trends if several else "values:"
         yield from (f"  {line}" for line in _courses(run, shown, names, several))
-
-
-def plural(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def rest(count: int) -> Iterator[str]:

@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attnprobe.logs.episodes import Episode
 from attnprobe.logs.logged import LoggedRun
 from attnprobe.run_summary.course import Course, course, course_of, statistics_of
 from attnprobe.run_summary.heads import worst_first
@@ -44,7 +43,7 @@ def _log(run: LoggedRun) -> dict[str, Any]:
         "problems": run.source.problems,
         "layers": run.layers,
         "heads": run.heads,
-        "alarms": [_alarm(episode) for episode in run.alarms],
+        "alarms": [episode.to_dict() | {"peak": episode.peak.value} for episode in run.alarms],
         "per_head": _heads(run),
     }
 
@@ -62,25 +61,6 @@ def course_document(run: LoggedRun) -> dict[str, Any]:
 
 def _numbers(found: Course, where: tuple[int, ...]) -> dict[str, float]:
     return {key: float(values[where]) for key, values in zip(("first", "last", "min", "max"), found, strict=True)}
-
-
-def _alarm(episode: Episode) -> dict[str, Any]:
-    last = episode.last
-    return {
-        "name": last.name,
-        "severity": last.severity,
-        "layer": last.layer,
-        "heads": sorted(episode.heads),
-        "since": episode.first.since,
-        "raised": episode.first.step,
-        "last": last.step,
-        "standing": episode.standing,
-        "peak": episode.peak.value,
-        "threshold": episode.peak.threshold,
-        "advice": last.advice,
-        "evidence": last.evidence,
-        "snoozed": last.snoozed,
-    }
 
 
 def _heads(run: LoggedRun) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ import numpy as np
 from attnprobe.logs.logged import LoggedRun
 from attnprobe.run_summary.alarm_table import alarm_lines
 from attnprobe.run_summary.blocks import prose
-from attnprobe.run_summary.head_table import head_lines, plural
+from attnprobe.run_summary.head_table import head_lines
 from attnprobe.writers.columns import number
-from attnprobe.writers.text import printable
+from attnprobe.writers.text import plural, printable
 
 #: Of a run's warnings so many are shown.
 WARNINGS = 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,10 +20,10 @@ from attnprobe.tensorboard_plugin.places import places
 from attnprobe.tensorboard_plugin.query import Query, QueryError
 from attnprobe.tensorboard_plugin.store import Store
 from attnprobe.view import answers
+from attnprobe.view.bundle import STATIC
 from attnprobe.view.limits import Limits
 from attnprobe.writers.strict_json import dumps
 
-STATIC = Path(__file__).parent / "static"
 KINDS = {".js": "text/javascript", ".css": "text/css", ".txt": "text/plain"}
 #: Bytes of an answer; the page asks for 2 MB.
 MOST = 1 << 26

@@ -90,24 +90,8 @@ def run_of(run: LoggedRun, dimensions: Mapping[str, int]) -> dict[str, Any]:
 
 
 def alarm_of(episode: Episode) -> dict[str, Any]:
-    first, last, peak = episode.first, episode.last, episode.peak
-    return {
-        "name": first.name,
-        "severity": last.severity,
-        "layer": first.layer,
-        "heads": sorted(episode.heads),
-        "turns": list(episode.turns),
-        "since": first.since,
-        "raised": first.step,
-        "last": last.step,
-        "standing": episode.standing,
-        "value": peak.value,
-        "threshold": peak.threshold,
-        "advice": last.advice,
-        "evidence": last.evidence,
-        "snoozed": last.snoozed,
-        "reads": first.reads,
-    }
+    extra = {"value": episode.peak.value, "turns": list(episode.turns), "reads": episode.first.reads}
+    return episode.to_dict() | extra
 
 
 def frames(run: LoggedRun, name: str, start: int, stop: int) -> Numbers:

@@ -20,7 +20,7 @@ from attnprobe.writers import describe
 from attnprobe.writers.columns import number
 from attnprobe.writers.console import COLUMNS
 from attnprobe.writers.heatmap import beside, head_picture, panel, png
-from attnprobe.writers.text import printable
+from attnprobe.writers.text import plural, printable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,11 +74,11 @@ def _parts(report: StepReport) -> Iterator[str]:
     if report.maps:
         body = _quiet(describe.HEAD_MAP.replace("`", "")) + _gallery(map(_map, report.maps[:MAPS]))
         more = _more(report.maps, MAPS, "report.maps")
-        yield _folded(f"maps of {_count(len(report.maps), 'head')}", body + more, opened=True)
+        yield _folded(f"maps of {plural(len(report.maps), 'head')}", body + more, opened=True)
 
 
 def _summary(report: StepReport) -> str:
-    sizes = f"{_count(len(report.layers), 'layer')}, {_count(sum(report.heads), 'head')}"
+    sizes = f"{plural(len(report.layers), 'layer')}, {plural(sum(report.heads), 'head')}"
     state = "valid" if report.valid else f"<b>not measured: {_text(report.invalid)}</b>"
     return f"<p><b>attnprobe, step {report.step}</b>: {sizes}, loss {number(report.loss)}, {state}</p>"
 
@@ -190,10 +190,6 @@ def _more(things: Sequence[Any], most: int, where: str) -> str:
 
 def _meaning(name: str) -> str:
     return STATISTICS[name].meaning if name in STATISTICS else ""
-
-
-def _count(things: int, noun: str) -> str:
-    return f"{things} {noun}" if things == 1 else f"{things} {noun}s"
 
 
 def _text(text: str) -> str:

@@ -15,6 +15,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def plural(count: int, what: str) -> str:
+    """``1 head``, ``2 heads``."""
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def markdown(text: str) -> str:
     """``text`` as one line of Markdown that shows exactly these characters, wherever it stands within a line."""
     return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", printable(text))

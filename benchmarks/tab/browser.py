@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 #: None where there is none.
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -15,3 +16,12 @@ QUIET = [
     "--disable-sync",
     "--no-first-run",
 ]
+
+
+def tab_frame(page: Any) -> Any:
+    """The frame of the plugin that a page of TensorBoard shows."""
+    element = page.wait_for_selector("iframe", state="attached")
+    assert element is not None
+    frame = element.content_frame()
+    assert frame is not None
+    return frame

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attnprobe.tensorboard_plugin.loader import NAME
-from benchmarks.tab.browser import CHROMIUM, QUIET
+from benchmarks.tab.browser import CHROMIUM, QUIET, tab_frame
 from benchmarks.tab.server import running, tensorboard
 from benchmarks.tab.synthetic import write_run
 from benchmarks.table import Row, Section
@@ -134,8 +134,7 @@ def _browser(directory: Path, rounds: int) -> Iterator[Row]:
 
 def _drawn(page: Any, address: str) -> Any:
     page.goto(f"{address}/#{NAME}")
-    page.wait_for_selector("iframe", state="attached")
-    frame = page.query_selector("iframe").content_frame()
+    frame = tab_frame(page)
     frame.wait_for_function("performance.getEntriesByName('attnprobe:redraw').length > 0")
     return frame
 

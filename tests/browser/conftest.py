@@ -9,9 +9,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Frame, Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
-from benchmarks.tab.browser import CHROMIUM, QUIET
+from benchmarks.tab.browser import CHROMIUM, QUIET, tab_frame
 from benchmarks.tab.server import tensorboard
 from tests.browser.runs import real_runs
 from tests.browser.view import View
@@ -63,18 +63,9 @@ def tab(page: Page) -> Callable[[str, str], View]:
     def opened(address: str, place: str = "", query: str = "") -> View:
         page.goto("about:blank")
         page.goto(f"{address}/{query}#attnprobe{place and '&'}{place}")
-        return View(page, _frame(page)).ready()
+        return View(page, tab_frame(page)).ready()
 
     return opened
-
-
-def _frame(page: Page) -> Frame:
-    page.wait_for_selector("iframe", state="attached")
-    element = page.query_selector("iframe")
-    assert element is not None
-    frame = element.content_frame()
-    assert frame is not None
-    return frame
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from attnprobe.experiments.ensemble.training import Course
 from attnprobe.experiments.markov.task import SYMBOLS, entropy_rate
 from attnprobe.report import StepReport
 from attnprobe.writers.console import table
+from attnprobe.writers.text import plural
 
 if TYPE_CHECKING:
     from attnprobe.experiments.markov.run import Job
@@ -111,7 +112,7 @@ def describe(
     seeds = len(result["seeds"])
     lines = [
         "",
-        f"Sticky Markov task, {result['protocol']} protocol: {_count(seeds, 'seed')}, "
+        f"Sticky Markov task, {result['protocol']} protocol: {plural(seeds, 'seed')}, "
         f"T = {result['length']}, {result['steps']} steps, {seconds:.0f} s",
         "",
         f"Each arm's head (means over seeds), at the first probe (step {first.step}) -> the last (step {last.step}):",
@@ -135,7 +136,7 @@ def comparison(result: dict[str, Any]) -> list[str]:
     width = max(len(arm["label"]) for arm in arms.values()) + 1
     lines = [
         "",
-        f"Mean and 95% interval over {_count(len(result['seeds']), 'seed')}. The lowest possible loss is "
+        f"Mean and 95% interval over {plural(len(result['seeds']), 'seed')}. The lowest possible loss is "
         f"{result['entropy_rate']:.4f}; knowing nothing costs {math.log(SYMBOLS):.4f}.",
         f"{'':{width}}" + "".join(f"{title:>{wide}}" for _, title, wide in SHOWN) + f"{'times sooner':>25}",
     ]
@@ -218,12 +219,8 @@ def _controls(arms: dict[str, Any], em: Interval) -> list[str]:
             f"--arms sgd,v10,qk10,o10,all3.16,tuned,tuned-v10 ({parts})."
         )
     if em.of < 3:
-        lines.append(f"{_count(em.of, 'seed')} {'is' if em.of == 1 else 'are'} hardly a sample: use --seeds 20.")
+        lines.append(f"{plural(em.of, 'seed')} {'is' if em.of == 1 else 'are'} hardly a sample: use --seeds 20.")
     return lines
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _side_by_side(courses: list[Course], index: int) -> StepReport:

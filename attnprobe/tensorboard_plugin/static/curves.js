@@ -1,7 +1,7 @@
 // The curves of one head: the chosen statistic, then all of them small, with their numbers at the step that is shown.
 
 import { chart, feed, logarithmic, mark } from "./chart.js";
-import { colourOf, element, replace } from "./dom.js";
+import { alarmColour, element, replace } from "./dom.js";
 import { number } from "./format.js";
 import { last } from "./model.js";
 
@@ -52,7 +52,7 @@ export class Curves {
     replace(this.main, element("h3", {}, model.stat));
     if (names.includes(model.stat)) {
       const spans = () => this.alarms.map(({ alarm }) => ({
-        from: alarm.raised, to: alarm.last, colour: colourOf(alarm.severity === "alarm" ? "--alarm" : "--information"),
+        from: alarm.raised, to: alarm.last, colour: alarmColour(alarm),
       }));
       draw(this.main, model.stat, { width, height: 190, spans, log });
     } else {

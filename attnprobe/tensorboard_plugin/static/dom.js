@@ -51,6 +51,15 @@ export function colourOf(name) {
   return colours.get(name);
 }
 
+export function alarmColour({ severity }) {
+  return colourOf(severity === "alarm" ? "--alarm" : "--information");
+}
+
+// A run's mark, before its name or what is about it.
+export function dot(run) {
+  return element("span", { class: "dot", style: `background:${run.colour}` });
+}
+
 export function setDark(on) {
   document.documentElement.classList.toggle("dark", on);
   colours.clear();

@@ -1,5 +1,6 @@
 // Answers out of the page itself, see `view/html.py`: the same as the server's, for the probes that are in the file.
 
+import { widthOf } from "./frames.js";
 import { Refusal } from "./refusal.js";
 
 export class Embedded {
@@ -26,9 +27,9 @@ export class Embedded {
   }
 
   size(run, name) {
-    const { layers, heads } = this.run(run);
-    const width = this.data.overview.statistics[name].level === "layer" ? 1 : Math.max(0, ...heads);
-    return { width, frame: layers.length * width };
+    const found = this.run(run);
+    const width = widthOf(found, this.data.overview.statistics[name].level);
+    return { width, frame: found.layers.length * width };
   }
 
   async frames(run, name, start, stop) {

@@ -2,9 +2,14 @@
 
 const STRETCH = 2 ** 21; // bytes that are asked for at once
 
+// Numbers a layer has in a frame.
+export function widthOf(run, level) {
+  return level === "layer" ? 1 : Math.max(0, ...run.heads);
+}
+
 // `{width, values}`; undefined until it is there, null where it cannot be had.
 export function frameOf(loader, source, run, name, level, probe) {
-  const width = level === "layer" ? 1 : Math.max(0, ...run.heads);
+  const width = widthOf(run, level);
   const frame = run.layers.length * width;
   const stretch = Math.max(1, Math.floor(STRETCH / 4 / Math.max(1, frame)));
   const start = Math.floor(probe / stretch) * stretch;

@@ -1,7 +1,7 @@
 // Everything about one head: curves across runs, all its statistics, its alarms and pictures.
 
 import { Curves } from "./curves.js";
-import { element, renew } from "./dom.js";
+import { dot, element, renew } from "./dom.js";
 import { atStep, headList, number } from "./format.js";
 import { Pictures } from "./pictures.js";
 
@@ -49,7 +49,7 @@ export class Head {
 function line({ run, alarm }) {
   const times = `${atStep(alarm.raised)} to ${alarm.last.toLocaleString("en")}${alarm.standing ? " (still active)" : ""}`;
   return element("li", {},
-    element("span", { class: "dot", style: `background:${run.colour}` }),
+    dot(run),
     element("b", {}, alarm.name),
     ` ${headList(alarm.heads)}, ${times}: ${number(alarm.value)} against ${number(alarm.threshold)}. ${alarm.advice}`);
 }

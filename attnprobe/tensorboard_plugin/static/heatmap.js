@@ -1,6 +1,6 @@
 // Layers down, heads across: one picture a run, all with the same colours.
 
-import { colourOf, element, renew, replace, sharp } from "./dom.js";
+import { alarmColour, colourOf, dot, element, renew, replace, sharp } from "./dom.js";
 import { lines, words } from "./words.js";
 
 const LABEL = 92; // pixels for the layers' names
@@ -60,7 +60,7 @@ class Panel {
   draw(view, scale, cell) {
     Object.assign(this, { view, scale, cell });
     const { run, rows, width } = view;
-    renew(this.title, run.name + run.colour, () => [element("span", { class: "dot", style: `background:${run.colour}` }), run.name]);
+    renew(this.title, run.name + run.colour, () => [dot(run), run.name]);
     this.title.title = run.name;
     const gap = cell > 9 ? 1 : 0;
     const context = sharp(this.canvas, LABEL + width * cell + 2, TOP + rows.length * cell + 2);
@@ -104,7 +104,7 @@ class Panel {
       const line = lines.get(view.run.layers.indexOf(alarm.layer));
       if (line === undefined) continue;
       const named = layerLevel || !alarm.heads.length ? Array.from({ length: view.heads(view.rows[line]) }, (_, h) => h) : alarm.heads;
-      context.fillStyle = colourOf(alarm.severity === "alarm" ? "--alarm" : "--information");
+      context.fillStyle = alarmColour(alarm);
       context.strokeStyle = "#ffffff";
       for (const head of named) {
         const [x, y] = [LABEL + head * this.cell + size, TOP + line * this.cell];

@@ -1,6 +1,6 @@
 // Lists: the alarms and the heads in the order of the statistic, which lead to a head, and what the probe warned about.
 
-import { element, renew, replace } from "./dom.js";
+import { dot, element, renew, replace } from "./dom.js";
 import { atStep, count, headList, number, signed } from "./format.js";
 
 const MOST = 200;
@@ -38,7 +38,7 @@ function alarmButton(model, run, alarm) {
     class: `alarm ${alarm.severity === "alarm" ? "" : "information"}`, onclick: jump, title: alarm.advice,
     "data-key": JSON.stringify([run.name, alarm.name, alarm.layer, alarm.heads, alarm.raised]),
   },
-  element("span", { class: "dot", style: `background:${run.colour}` }),
+  dot(run),
   element("b", {}, alarm.name), ` ${where}`,
   element("small", {}, `${times} · ${number(alarm.value)} against ${number(alarm.threshold)}`),
   // That of a head is told beside its curves.
@@ -63,7 +63,7 @@ export function drawRanking(root, model, views, scale, top = 15) {
       element("td", {}, element("button", {
         class: chosen ? "head on" : "head", "aria-pressed": String(chosen), "data-key": JSON.stringify([run.name, row, head]), title: `${run.name}: ${run.layers[row]}`,
         onclick: () => state.set({ layer: run.layers[row], head }),
-      }, element("span", { class: "dot", style: `background:${run.colour}` }), name)),
+      }, dot(run), name)),
       element("td", { class: "bar" }, element("span", { style: `width:${(share * 100).toFixed(1)}%` })),
       element("td", { class: "value" }, state.base === null ? number(value) : signed(value)));
   });

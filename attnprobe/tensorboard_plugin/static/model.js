@@ -2,7 +2,7 @@
 
 import { LINES } from "./colours.js";
 import { matcher, real, shortNames } from "./format.js";
-import { frameOf } from "./frames.js";
+import { frameOf, widthOf } from "./frames.js";
 import { Loader } from "./loader.js";
 
 const FIRST = ["normalized_entropy", "entropy"];
@@ -99,7 +99,7 @@ export class Model {
       const frame = (at) => (at < 0 || !run.names.includes(stat) ? null : frameOf(this.loader, this.source, run, stat, meaning.level, at));
       const [shown, base] = [frame(probe), frame(before)];
       const rows = run.layers.map((name, row) => row).filter((row) => keep(run.layers[row]) || keep(run.short[row]));
-      const width = shown?.width ?? (meaning.level === "layer" ? 1 : Math.max(0, ...run.heads));
+      const width = widthOf(run, meaning.level);
       const now = (row, head) => (shown ? shown.values[row * width + head] : NaN);
       const then = (row, head) => (base ? base.values[row * width + head] : NaN);
       const at = run.steps[probe];

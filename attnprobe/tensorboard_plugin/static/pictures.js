@@ -1,6 +1,6 @@
 // The pictures of one head that were recorded, run by run.
 
-import { element, replace } from "./dom.js";
+import { dot, element, replace } from "./dom.js";
 import { drawMaps, drawUsage } from "./maps.js";
 import { Refusal } from "./refusal.js";
 
@@ -40,7 +40,7 @@ export class Pictures {
 
 function part(run) {
   const [maps, usage] = [{ root: element("div") }, { root: element("div") }];
-  const title = element("h3", {}, element("span", { class: "dot", style: `background:${run.colour}` }), `Maps, ${run.name}`);
+  const title = element("h3", {}, dot(run), `Maps, ${run.name}`);
   return { maps, usage, root: element("section", {}, title, element("div", { class: "figures" }, maps.root, usage.root)) };
 }
 

@@ -1,6 +1,6 @@
 // The steps: a slider with a mark where an alarm was raised, and a button that plays them.
 
-import { colourOf, element, replace, sharp } from "./dom.js";
+import { alarmColour, colourOf, element, replace, sharp } from "./dom.js";
 import { atStep } from "./format.js";
 import { last } from "./model.js";
 
@@ -53,7 +53,7 @@ export class Timeline {
     for (const run of this.model.runs) {
       for (const [step] of run.invalid) mark(step, colourOf("--quiet"), 4);
       for (const alarm of run.alarms) {
-        mark(alarm.raised, colourOf(alarm.severity === "alarm" ? "--alarm" : "--information"), alarm.severity === "alarm" ? 12 : 8);
+        mark(alarm.raised, alarmColour(alarm), alarm.severity === "alarm" ? 12 : 8);
       }
     }
     if (this.model.state.base !== null) mark(this.model.state.base, colourOf("--accent"), 12);

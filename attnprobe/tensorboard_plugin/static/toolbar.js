@@ -1,6 +1,6 @@
 // Which runs, which statistic, which layers, which colours.
 
-import { element, renew, replace } from "./dom.js";
+import { dot, element, renew, replace } from "./dom.js";
 import { count } from "./format.js";
 import { bounded } from "./scales.js";
 
@@ -79,7 +79,7 @@ export class Toolbar {
       const box = element("input", { type: "checkbox", "data-key": run.name, onchange: () => this.choose(run.name, box.checked) });
       box.checked = shown.has(run.name);
       return element("label", { class: "check", title: run.name }, box,
-        element("span", { class: "dot", style: `background:${run.colour}` }), run.name,
+        dot(run), run.name,
         element("span", { class: "quiet" }, ` ${count(run.steps.length, "probe")}`),
         active(run) ? element("span", { class: "badge" }, count(active(run), "active alarm")) : null);
     }));
